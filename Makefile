@@ -1,0 +1,72 @@
+# make book   run every chapter and build the pages from what was computed
+# make html   build the pages from the committed outputs, in seconds
+# make serve  show the built pages at http://127.0.0.1:8000
+# make test   everything that CI checks
+# make notebooks   run every chapter in place
+# make clean  remove what was built; the environment stays
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Exact versions, so that an environment made next year is this one. Empty for the newest.
+CONSTRAINTS ?= constraints.txt
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.PHONY: book html serve test notebooks lint unit nbval pages clean env
+.DEFAULT_GOAL := book
+
+env: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "make: no Python found; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "make: $(PYTHON) is too old; install Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "make: $(PYTHON) lacks venv; install it (Debian, Ubuntu: python3-venv)"; exit 1; }
+	@echo "making the environment in $(VENV) (a few minutes, most of it torch) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test]' \
+	  $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+	@touch $@
+
+book: $(READY)
+	@$(BIN)/python tools/notebooks.py --into _build/fresh
+	@rm -rf _build/html _build/.doctrees
+	@$(BIN)/jupyter-book build _build/fresh --path-output . -W -n --keep-going -q
+	@echo "open $(CURDIR)/_build/html/index.html, or run: make serve"
+
+html: $(READY)
+	@$(BIN)/jupyter-book build . -q
+	@echo "open $(CURDIR)/_build/html/index.html, or run: make serve"
+
+serve: html
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+notebooks: $(READY)
+	@$(BIN)/python tools/notebooks.py
+
+test: lint unit nbval pages
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore tests/built
+
+# One thread each, side by side; the checks leave their values where tests/built finds them.
+nbval: $(READY)
+	rm -rf _build/checks
+	OMP_NUM_THREADS=1 NORMLIB_CHECKS=$(CURDIR)/_build/checks $(BIN)/python -m pytest \
+	  -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600 \
+	  --nbval-sanitize-with tests/nbval.cfg notebooks
+
+# From clean: an incremental build can hide a warning.
+pages: $(READY)
+	rm -rf _build/html _build/.doctrees
+	$(BIN)/jupyter-book build . -n -W --keep-going -q
+	$(BIN)/python -m pytest tests/built
+
+clean:
+	rm -rf _build dist

@@ -1,0 +1,1 @@
+document.documentElement.dataset.mode ||= "auto"; // else the theme logs an error on the first visit

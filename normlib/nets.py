@@ -1,0 +1,397 @@
+"""K networks side by side as one wide network. Knows architectures; nothing of data or training.
+
+A `Net` describes an architecture. `net.module(...)` is one ordinary torch network of it,
+`net.wide(...)` holds K of them: every parameter is a tensor (K, C, n) for networks, channels
+(output units) and inputs of one channel, so that a learning rate per network is one broadcast.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+NORMS = ("batch", "layer", "weight", "none")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a network.
+
+    Attributes
+    ----------
+    name : str
+        As in the wide network, e.g. ``"conv1.weight"``.
+    key : str
+        As in the state_dict of the ordinary torch network.
+    shape : tuple of int
+        Its shape there.
+    kind : str
+        ``"weight"`` (convolutions, matrices), ``"gain"`` (γ) or ``"bias"`` (β and biases).
+    invariant : str or None
+        The group whose scale does not change the function: ``"channel"``, ``"layer"`` or None.
+    """
+
+    name: str
+    key: str
+    shape: tuple[int, ...]
+    kind: str
+    invariant: str | None = None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(C, n): channels, inputs of one channel."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Net:
+    """The description of a network: hidden layers, each normalized, and a linear head."""
+
+    width: int
+    depth: int
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
+        if (
+            isinstance(self.eps, bool)
+            or not isinstance(self.eps, int | float)
+            or not 0 <= self.eps < math.inf
+        ):
+            raise ValueError(f"eps must be a number of at least 0, got {self.eps!r}")
+        if self.norm == "batch" and self.eps == 0:
+            raise ValueError("torch's batch norm refuses eps=0 in training; use eps=1e-30")
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The description as a dict, e.g. for a record of an experiment."""
+        return {"net": type(self).__name__, **asdict(self)}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the hidden layers, e.g. ``("conv1", "conv2", "conv3")``."""
+        return tuple(f"{self._layer}{i}" for i in range(1, self.depth + 1))
+
+    def parameters(self, shape: Sequence[int], classes: int) -> tuple[Parameter, ...]:
+        """Every parameter for inputs of `shape` (C, H, W) and a number of classes."""
+        found = []
+        group = {"batch": "channel", "weight": "channel", "layer": "layer", "none": None}[self.norm]
+        for i, layer in enumerate(self.layers, start=1):
+            weight = self._weight_shape(i, shape)
+            out, ones = self.width, (1,) * (len(weight) - 1)
+            parts = f"{layer}.parametrizations.weight.original"
+            if self.norm == "weight":
+                found += [
+                    Parameter(f"{layer}.weight", parts + "1", weight, "weight", group),
+                    Parameter(f"norm{i}.weight", parts + "0", (out, *ones), "gain"),
+                    Parameter(f"norm{i}.bias", f"{layer}.bias", (out,), "bias"),
+                ]
+            elif self.norm == "none":
+                found += [
+                    Parameter(f"{layer}.weight", f"{layer}.weight", weight, "weight"),
+                    Parameter(f"{layer}.bias", f"{layer}.bias", (out,), "bias"),
+                ]
+            else:
+                found += [
+                    Parameter(f"{layer}.weight", f"{layer}.weight", weight, "weight", group),
+                    Parameter(f"norm{i}.weight", f"norm{i}.weight", (out,), "gain"),
+                    Parameter(f"norm{i}.bias", f"norm{i}.bias", (out,), "bias"),
+                ]
+        features = self._features(shape)
+        found.append(Parameter("head.weight", "head.weight", (classes, features), "weight"))
+        found.append(Parameter("head.bias", "head.bias", (classes,), "bias"))
+        return tuple(found)
+
+    def module(self, shape: Sequence[int], classes: int) -> nn.Sequential:
+        """One ordinary torch network with torch's own layers and initialisation."""
+        parts: list[tuple[str, nn.Module]] = self._before()
+        for i, layer in enumerate(self.layers, start=1):
+            linear = self._linear(i, shape, bias=self.norm in ("weight", "none"))
+            parts.append((layer, weight_norm(linear) if self.norm == "weight" else linear))
+            if self.norm in ("batch", "layer"):
+                parts.append((f"norm{i}", self._normalization()))
+            parts.append((f"relu{i}", nn.ReLU()))
+        parts += self._after()
+        parts.append(("head", nn.Linear(self._features(shape), classes)))
+        return nn.Sequential(OrderedDict(parts))
+
+    def wide(
+        self,
+        networks: int,
+        shape: Sequence[int],
+        classes: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Wide":
+        """`networks` copies of one network, initialised by torch with `seed`, side by side."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.module(shape, classes)
+        return Wide(self, networks, shape, classes, module.state_dict(), device, dtype)
+
+    # What differs between architectures:
+    _layer = ""
+
+    def _weight_shape(self, i: int, shape: Sequence[int]) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _features(self, shape: Sequence[int]) -> int:
+        raise NotImplementedError
+
+    def _linear(self, i: int, shape: Sequence[int], bias: bool) -> nn.Module:
+        raise NotImplementedError
+
+    def _normalization(self) -> nn.Module:
+        raise NotImplementedError
+
+    def _before(self) -> list[tuple[str, nn.Module]]:
+        return []
+
+    def _after(self) -> list[tuple[str, nn.Module]]:
+        return []
+
+    def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
+        raise NotImplementedError
+
+
+class ConvNet(Net):
+    """Convolutions with kernels 5, 3, 3, … and stride 2, then a linear head."""
+
+    _layer = "conv"
+
+    def _kernel(self, i: int, shape: Sequence[int]) -> tuple[int, int]:
+        k = 5 if i == 1 else 3
+        return (1 if shape[1] == 1 else k), (1 if shape[2] == 1 else k)
+
+    def _geometry(self, i: int, shape: Sequence[int]) -> dict[str, tuple[int, int]]:
+        kernel = self._kernel(i, shape)
+        return {
+            "stride": tuple(1 if k == 1 else 2 for k in kernel),
+            "padding": tuple(k // 2 for k in kernel),
+        }
+
+    def _weight_shape(self, i: int, shape: Sequence[int]) -> tuple[int, ...]:
+        return (self.width, shape[0] if i == 1 else self.width, *self._kernel(i, shape))
+
+    def _features(self, shape: Sequence[int]) -> int:
+        return self.width * math.prod(-(-side // 2**self.depth) for side in shape[1:])
+
+    def _linear(self, i: int, shape: Sequence[int], bias: bool) -> nn.Module:
+        out, inputs, *kernel = self._weight_shape(i, shape)
+        return nn.Conv2d(inputs, out, kernel, bias=bias, **self._geometry(i, shape))
+
+    def _normalization(self) -> nn.Module:
+        if self.norm == "batch":
+            return nn.BatchNorm2d(self.width, eps=self.eps)
+        return nn.GroupNorm(1, self.width, eps=self.eps)
+
+    def _after(self) -> list[tuple[str, nn.Module]]:
+        return [("flatten", nn.Flatten())]
+
+    def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
+        k = wide.networks
+        h = x.contiguous(memory_format=torch.channels_last)
+        for i, layer in enumerate(self.layers, start=1):
+            out, inputs, *kernel = self._weight_shape(i, wide.shape)
+            # Rows hold (height, width, inputs): seen this way the weight is channels-last.
+            weight = wide.weight(layer).view(k * out, *kernel, inputs).permute(0, 3, 1, 2)
+            # All networks see the same batch, so the first layer needs no copy of it for each.
+            groups = 1 if i == 1 else k
+            bias = wide.bias(layer)
+            h = F.conv2d(h, weight, bias, groups=groups, **self._geometry(i, wide.shape))
+            if self.norm == "batch":
+                h = wide.batch_norm(h, i, training)
+            elif self.norm == "layer":
+                gain, shift = wide.flat(f"norm{i}.weight"), wide.flat(f"norm{i}.bias")
+                h = F.group_norm(h, k, gain, shift, self.eps)
+            h = F.relu(h)
+        return wide.head(h.reshape(len(h), k, -1).transpose(0, 1))
+
+
+class MLP(Net):
+    """Fully connected hidden layers, then a linear head."""
+
+    _layer = "linear"
+
+    def _weight_shape(self, i: int, shape: Sequence[int]) -> tuple[int, ...]:
+        return (self.width, math.prod(shape) if i == 1 else self.width)
+
+    def _features(self, shape: Sequence[int]) -> int:
+        return self.width
+
+    def _linear(self, i: int, shape: Sequence[int], bias: bool) -> nn.Module:
+        out, inputs = self._weight_shape(i, shape)
+        return nn.Linear(inputs, out, bias=bias)
+
+    def _normalization(self) -> nn.Module:
+        if self.norm == "batch":
+            return nn.BatchNorm1d(self.width, eps=self.eps)
+        return nn.LayerNorm(self.width, eps=self.eps)
+
+    def _before(self) -> list[tuple[str, nn.Module]]:
+        return [("flatten", nn.Flatten())]
+
+    def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
+        k, c, n = wide.networks, self.width, len(x)
+        h = x.flatten(1)
+        for i, layer in enumerate(self.layers, start=1):
+            weight = wide.weight(layer)
+            if i == 1:
+                h = h @ weight.reshape(k * c, -1).T
+            else:
+                h = (h.view(n, k, c).transpose(0, 1) @ weight.mT).transpose(0, 1).reshape(n, k * c)
+            bias = wide.bias(layer)
+            if bias is not None:
+                h = h + bias
+            if self.norm == "batch":
+                h = wide.batch_norm(h, i, training)
+            elif self.norm == "layer":
+                h = F.layer_norm(h.view(n, k, c), (c,), eps=self.eps).reshape(n, k * c)
+                h = h * wide.flat(f"norm{i}.weight") + wide.flat(f"norm{i}.bias")
+            h = F.relu(h)
+        return wide.head(h.view(n, k, c).transpose(0, 1))
+
+
+class Wide:
+    """K networks of one description, computed as one.
+
+    Attributes
+    ----------
+    values : dict of str to Tensor
+        Parameter by name, (K, C, n), contiguous.
+    buffers : dict of str to Tensor
+        Running means and variances of batch norm, (K·C,).
+    """
+
+    def __init__(self, net, networks, shape, classes, state, device, dtype) -> None:
+        self.net, self.networks = net, networks
+        self.shape, self.classes = tuple(shape), classes
+        self.parameters = {p.name: p for p in net.parameters(shape, classes)}
+        self.values: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        for p in self.parameters.values():
+            one = _rows(state[p.key]).to(device, dtype)
+            self.values[p.name] = one.expand(networks, *one.shape).clone().requires_grad_()
+        if net.norm == "batch":
+            for i in range(1, net.depth + 1):
+                for key, fill in ((f"norm{i}.running_mean", 0.0), (f"norm{i}.running_var", 1.0)):
+                    size = networks * net.width
+                    self.buffers[key] = torch.full((size,), fill, device=device, dtype=dtype)
+
+    def __call__(self, x: Tensor, training: bool = False) -> Tensor:
+        """Logits (K, N, classes) of a batch (N, C, H, W) that all networks share."""
+        return self.net._forward(self, x, training)
+
+    def state_dict(self, k: int) -> dict[str, Tensor]:
+        """Network k as a state_dict that loads into `net.module(...)`."""
+        state = {}
+        for p in self.parameters.values():
+            row = self.values[p.name][k].detach()
+            if len(p.shape) == 4:
+                out, inputs, *kernel = p.shape
+                row = row.view(out, *kernel, inputs).permute(0, 3, 1, 2)
+            state[p.key] = row.reshape(p.shape).clone()
+        for key, values in self.buffers.items():
+            state[key] = values.view(self.networks, -1)[k].clone()
+            if key.endswith("running_var"):
+                # torch counts batches for averages without momentum; unused here
+                state[key.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+        return state
+
+    def scale_(self, factors: Tensor) -> None:
+        """Multiply the hidden layers' weights of network k by ``factors[k]``."""
+        with torch.no_grad():
+            for layer in self.net.layers:
+                self.values[f"{layer}.weight"].mul_(torch.as_tensor(factors).view(-1, 1, 1))
+
+    # Used by the architectures:
+
+    def flat(self, name: str) -> Tensor:
+        """A parameter with one entry a channel, as a vector (K·C,)."""
+        return self.values[name].reshape(-1)
+
+    def weight(self, layer: str) -> Tensor:
+        """The weights that a layer applies, (K, C, n); under weight norm γ w / ‖w‖."""
+        w = self.values[f"{layer}.weight"]
+        if self.net.norm == "weight":
+            gain = self.values[layer.replace(self.net._layer, "norm") + ".weight"]
+            w = gain * (w / w.norm(dim=2, keepdim=True))
+        return w
+
+    def bias(self, layer: str) -> Tensor | None:
+        """The bias (K·C,) that a layer adds before any normalization of its output, or None."""
+        if self.net.norm == "weight":
+            return self.flat(layer.replace(self.net._layer, "norm") + ".bias")
+        return self.flat(f"{layer}.bias") if self.net.norm == "none" else None
+
+    def batch_norm(self, h: Tensor, i: int, training: bool) -> Tensor:
+        """Batch norm of the i-th hidden layer, each channel of each network on its own."""
+        mean, var = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
+        gain, shift = self.flat(f"norm{i}.weight"), self.flat(f"norm{i}.bias")
+        return F.batch_norm(h, mean, var, gain, shift, training, eps=self.net.eps)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits (K, N, classes) of features (K, N, F)."""
+        weight, bias = self.values["head.weight"], self.values["head.bias"]
+        return torch.baddbmm(bias.mT, h, weight.mT)
+
+
+def convnet(width: int = 25, depth: int = 3, norm: str = "batch", eps: float = 1e-5) -> ConvNet:
+    """A small convolutional network: kernels 5, 3, 3, … with stride 2, then a linear head.
+
+    Parameters
+    ----------
+    width : int
+        Channels of every convolution.
+    depth : int
+        Number of convolutions.
+    norm : {"batch", "layer", "weight", "none"}
+        What follows each convolution. Batch norm and weight norm make each channel's weights
+        scale-invariant, layer norm each layer's. Only the head has a bias, except that weight
+        norm and "none" give each convolution one (weight norm's plays the part of β).
+    eps : float
+        ε of the normalization (batch and layer), as torch's.
+
+    Raises
+    ------
+    ValueError
+        For an impossible value, before anything is built.
+
+    Notes
+    -----
+    The settings are ours, chosen independently of the paper's, which are not known to us.
+    Chapters 00 and 01.
+
+    >>> net = convnet(width=25, depth=3)
+    >>> [p.name for p in net.parameters((1, 1, 40), classes=10) if p.invariant]
+    ['conv1.weight', 'conv2.weight', 'conv3.weight']
+    """
+    return ConvNet(width, depth, norm, eps)
+
+
+def mlp(width: int = 100, depth: int = 2, norm: str = "batch", eps: float = 1e-5) -> MLP:
+    """A fully connected network; parameters and errors as for `convnet`. Chapter 01.
+
+    >>> mlp(width=8, norm="layer").module((1, 1, 40), classes=10).head
+    Linear(in_features=8, out_features=10, bias=True)
+    """
+    return MLP(width, depth, norm, eps)
+
+
+def _rows(value: Tensor) -> Tensor:
+    """An ordinary parameter as (C, n); images' rows in the order (height, width, inputs)."""
+    if value.ndim == 4:
+        value = value.permute(0, 2, 3, 1)
+    return value.reshape(len(value), -1).contiguous()

@@ -1,0 +1,517 @@
+"""Train a grid of hyperparameters at once and measure it. Knows nets, rules and data; no plots."""
+
+import json
+import math
+import numbers
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from normlib.datasets import Dataset
+from normlib.nets import Net, Parameter, Wide
+from normlib.rules import Rule
+
+Schedule = str | Callable[[int, int], float]
+Values = float | Sequence[float] | tuple[str, Sequence[float]] | np.ndarray | xr.DataArray
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+DECAYS = ("invariant", "weights", "all")
+SCHEDULES = ("constant", "step", "cosine")
+
+_ENDS = {
+    "train_loss": "training loss, cross-entropy in nats",
+    "train_error": "training error, fraction of images",
+    "test_loss": "test loss, cross-entropy in nats",
+    "test_error": "test error, fraction of images",
+}
+_TRACES = {
+    "weight_norm": "norm of the layer's weights before the step",
+    "gradient_norm": "norm of the loss gradient there, without decay",
+    "effective_lr": "effective learning rate, lr / norm^p",
+    "angle": "angle that the layer's weights turn in the step, radians",
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One sweep, checked and ready to train; `cells` holds one value a network for each column."""
+
+    net: Net
+    data: Dataset
+    rule: Rule
+    grid: dict[str, xr.DataArray]
+    seeds: xr.DataArray
+    epochs: int
+    batch_size: int
+    factors: np.ndarray
+    factors_other: np.ndarray
+    decay: str
+    precision: str
+    every: int
+    chunk: int
+    device: torch.device
+
+    @property
+    def steps(self) -> int:
+        return len(self.factors)
+
+    @property
+    def measured(self) -> list[int]:
+        """Steps at which traces are recorded: every `every`-th and the last."""
+        return sorted({*range(0, self.steps, self.every), self.steps - 1})
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        return {name: values.values.reshape(-1) for name, values in self.grid.items()}
+
+
+def sweep(
+    net: Net,
+    data: Dataset,
+    rule: Rule,
+    *,
+    lr: Values,
+    weight_decay: Values = 0.0,
+    seed: int | Sequence[int] = 0,
+    epochs: int = 40,
+    batch_size: int = 100,
+    schedule: Schedule = "constant",
+    lr_other: Values | None = None,
+    schedule_other: Schedule | None = None,
+    scale: Values = 1.0,
+    decay: str = "invariant",
+    precision: str = "float32",
+    every: int = 10,
+    chunk: int | None = None,
+    device: str | torch.device | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Train one network for every combination of hyperparameters and seeds; measure all of them.
+
+    Networks of one seed start from the same weights and see the same minibatches, so points of a
+    grid are paired. A network that diverges becomes NaN and changes no bit of another.
+
+    Parameters
+    ----------
+    net : Net
+        E.g. ``nl.convnet(width=25)``.
+    data : Dataset
+        E.g. ``nl.mnist1d()``.
+    rule : Rule
+        E.g. ``nl.nesterov(momentum=0.9)``.
+    lr, weight_decay, scale, lr_other : number, sequence, (dim, sequence) or DataArray
+        A number makes no dimension, a sequence makes a dimension of the argument's name, and
+        ``("line", [...])`` makes the dimension "line"; arguments that name the same dimension
+        vary together along it. `scale` multiplies the hidden layers' weights at the start.
+        `lr_other` is the learning rate of all other parameters (None: `lr` for every parameter,
+        as in the paper).
+    seed : int or sequence of int
+        Initial weights and order of minibatches.
+    epochs, batch_size : int
+        The last, incomplete batch of an epoch is left out.
+    schedule : {"constant", "step", "cosine"} or callable
+        Factor on the learning rates: "step" divides by 10 at 50 % and at 75 % of the steps,
+        "cosine" goes to 0; a callable gets (step, steps) and returns the factor.
+    schedule_other : as `schedule`, or None
+        The factor on the learning rate of parameters that are not scale-invariant (None: as
+        `schedule`).
+    decay : {"invariant", "weights", "all"}
+        What decays: the scale-invariant weights, all weights (the head's too), or every parameter.
+    precision : {"float32", "float64", "bfloat16"}
+        "bfloat16" runs the network in autocast and keeps the weights in float32.
+    every : int
+        Traces hold every `every`-th step and the last.
+    chunk : int or None
+        How many networks to train side by side (None: a choice for the device).
+    device : str or None
+        None: CUDA where there is one, else the CPU.
+    progress : bool or None
+        A progress bar; None: only where a person watches.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``train_loss``, ``train_error``, ``test_loss``, ``test_error`` at the end, over the
+        dimensions of the grid and the seed; ``loss`` (minibatch) over step too; ``weight_norm``,
+        ``gradient_norm``, ``effective_lr``, ``angle`` over layer and step too. A trace at step t
+        holds the weights before that step. Errors are fractions, angles radians.
+
+    Raises
+    ------
+    ValueError
+        For a wrong argument, before any work.
+
+    Notes
+    -----
+    Chapter 00 uses it first; every later chapter stands on it.
+
+    >>> runs = nl.sweep(
+    ...     nl.convnet(width=4), nl.mnist1d(), nl.sgd(),
+    ...     lr=[0.01, 0.1], weight_decay=[0, 1e-3], epochs=1,
+    ... )
+    >>> runs.test_error.dims
+    ('lr', 'weight_decay')
+    """
+    plan = _plan(
+        net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
+        schedule_other, scale, decay, precision, every, chunk, device,
+    )  # fmt: skip
+    start = time.perf_counter()
+    parts = list(_parts(plan))
+    bar = tqdm(
+        total=plan.steps * len(parts), unit="step", disable=not _watched(progress), leave=False
+    )
+    with bar:
+        results = [_train(plan, seed, cells, bar.update) for seed, cells in parts]
+    return _assemble(plan, results, time.perf_counter() - start)
+
+
+# Arguments --------------------------------------------------------------------------------------
+
+
+def _plan(
+    net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
+    schedule_other, scale, decay, precision, every, chunk, device,
+) -> _Plan:  # fmt: skip
+    for name, value, kind, example in (
+        ("net", net, Net, "nl.convnet()"),
+        ("data", data, Dataset, "nl.mnist1d()"),
+        ("rule", rule, Rule, "nl.nesterov()"),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__} such as {example}, got {value!r}")
+    grid = {
+        "lr": _values("lr", lr, positive=True),
+        "weight_decay": _values("weight_decay", weight_decay),
+        "scale": _values("scale", scale, positive=True),
+    }
+    grid["lr_other"] = grid["lr"] if lr_other is None else _values("lr_other", lr_other)
+    try:
+        grid = dict(zip(grid, xr.broadcast(*grid.values()), strict=True))
+    except ValueError as error:
+        raise ValueError(f"hyperparameters along one dimension differ in length: {error}") from None
+    seeds = _seeds(seed)
+    epochs, every = _count("epochs", epochs), _count("every", every)
+    batch_size = _count("batch_size", batch_size)
+    if not 2 <= batch_size <= len(data.x_train):
+        raise ValueError(
+            f"batch_size must lie between 2 and the {len(data.x_train)} training images, "
+            f"got {batch_size}"
+        )
+    if decay not in DECAYS:
+        raise ValueError(f"decay must be one of {', '.join(DECAYS)}; got {decay!r}")
+    if decay == "invariant" and net.norm == "none" and bool((grid["weight_decay"] > 0).any()):
+        raise ValueError(
+            'decay="invariant" decays nothing when norm="none": no weight is scale-invariant; '
+            'use decay="weights" or decay="all"'
+        )
+    if precision not in DTYPES:
+        raise ValueError(
+            f"precision must be one of {', '.join(DTYPES)}; got {precision!r}"
+            + (" (float16 needs loss scaling, which would couple the networks)"
+               if "16" in str(precision) else "")
+        )  # fmt: skip
+    steps = epochs * (len(data.x_train) // batch_size)
+    factors = _factors("schedule", schedule, steps)
+    other = factors
+    if schedule_other is not None:
+        other = _factors("schedule_other", schedule_other, steps)
+    device = _device(device)
+    chunk = _count("chunk", 32 if chunk is None else chunk)
+    return _Plan(
+        net, data, rule, grid, seeds, epochs, batch_size, factors, other,
+        decay, precision, every, chunk, device,
+    )  # fmt: skip
+
+
+def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
+    if isinstance(values, xr.DataArray):
+        array = values
+    else:
+        dim = name
+        if isinstance(values, tuple) and values and isinstance(values[0], str):
+            if len(values) != 2:
+                raise ValueError(f"{name} must be (dim, values), got {values!r}")
+            dim, values = values
+        listed = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+        items = list(np.ravel(values)) if isinstance(values, np.ndarray) else values
+        for item in items if listed else [items]:
+            if isinstance(item, bool | np.bool_) or not isinstance(item, numbers.Real):
+                raise ValueError(
+                    f"{name} must be a number or a sequence of numbers, got {item!r} "
+                    f"({type(item).__name__})"
+                )
+        array = xr.DataArray(np.asarray(values, float), dims=[dim] if np.ndim(values) else [])
+        if array.dims == (name,):
+            array = array.assign_coords({name: array.values})
+    if array.size == 0:
+        raise ValueError(f"{name} is empty: the grid needs at least one value")
+    array = array.astype(float)
+    low = "greater than 0" if positive else "at least 0"
+    good = np.isfinite(array) & ((array > 0) if positive else (array >= 0))
+    if not bool(good.all()):
+        bad = float(array.values[~good.values].ravel()[0]) if array.ndim else float(array)
+        raise ValueError(f"{name} must be finite and {low}, got {bad:g}")
+    if name in array.coords and len(np.unique(array)) < array.size:
+        raise ValueError(f"{name} lists a value twice: {list(array.values)}")
+    return array
+
+
+def _seeds(seed: int | Sequence[int]) -> xr.DataArray:
+    listed = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+    items = list(seed) if listed else [seed]
+    if not items:
+        raise ValueError("seed is empty: the sweep needs at least one")
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | np.integer) or item < 0:
+            raise ValueError(f"seed must be whole numbers of at least 0, got {item!r}")
+    if len(set(items)) < len(items):
+        raise ValueError(f"seed lists a value twice: {items}")
+    if listed:
+        return xr.DataArray(items, dims="seed", coords={"seed": items})
+    return xr.DataArray(int(seed))
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _factors(name: str, schedule: Schedule, steps: int) -> np.ndarray:
+    done = np.arange(steps) / steps
+    if schedule == "constant":
+        return np.ones(steps)
+    if schedule == "step":
+        return 0.1 ** ((done >= 0.5).astype(float) + (done >= 0.75))
+    if schedule == "cosine":
+        return 0.5 * (1 + np.cos(np.pi * done))
+    if not callable(schedule):
+        raise ValueError(
+            f"{name} must be one of {', '.join(SCHEDULES)}, or a function of (step, steps); "
+            f"got {schedule!r}"
+        )
+    factors = np.array([float(schedule(step, steps)) for step in range(steps)])
+    if not (np.isfinite(factors) & (factors >= 0)).all():
+        raise ValueError(f"{name} must return finite factors of at least 0")
+    return factors
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must name a torch device, got {device!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'device="{device}" was asked for, but torch sees no CUDA device here')
+    return device
+
+
+def _watched(progress: bool | None) -> bool:
+    """Whether to show progress: a terminal or a notebook with a person, not a test or a build."""
+    if progress is not None:
+        return progress
+    if "PYTEST_VERSION" in os.environ or os.environ.get("NORMLIB_PROGRESS") == "0":
+        return False
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+# Training ---------------------------------------------------------------------------------------
+
+
+def _parts(plan: _Plan):
+    """(seed, indices of cells) of every wide network to train, of nearly equal sizes."""
+    cells = np.arange(len(plan.columns["lr"]))
+    for seed in np.ravel(plan.seeds):
+        for part in np.array_split(cells, math.ceil(len(cells) / plan.chunk)):
+            yield int(seed), part
+
+
+def _train(plan: _Plan, seed: int, cells: np.ndarray, tick: Callable) -> dict[str, np.ndarray]:
+    dtype = DTYPES[plan.precision]
+    data = plan.data.to(plan.device, dtype)
+    wide = plan.net.wide(len(cells), data.shape, data.classes, seed, plan.device, dtype)
+
+    def column(name: str) -> Tensor:
+        values = torch.as_tensor(plan.columns[name][cells], dtype=dtype, device=plan.device)
+        return values.view(-1, 1, 1)
+
+    lr, lr_other, weight_decay = column("lr"), column("lr_other"), column("weight_decay")
+    wide.scale_(column("scale"))
+    moves = []
+    for p in wide.parameters.values():
+        rule = plan.rule if p.invariant else (plan.rule.other or plan.rule)
+        wide.values[p.name].data = rule.start(wide.values[p.name].data)
+        moves.append((p.name, rule, bool(p.invariant), _decays(p, plan.decay)))
+    states = {name: rule.init(wide.values[name].data) for name, rule, _, _ in moves}
+    zero = torch.zeros_like(weight_decay)
+
+    traces = _Traces(plan, wide)
+    order = torch.Generator().manual_seed(seed)
+    per_epoch = len(data.x_train) // plan.batch_size
+    for step in range(plan.steps):
+        if step % per_epoch == 0:
+            shuffled = torch.randperm(len(data.x_train), generator=order).to(plan.device)
+        at = (step % per_epoch) * plan.batch_size
+        batch = shuffled[at : at + plan.batch_size]
+        loss, grads = _gradients(plan, wide, data.x_train[batch], data.y_train[batch])
+        factor, factor_other = float(plan.factors[step]), float(plan.factors_other[step])
+        before = traces.before(step, wide, grads, loss, lr * factor)
+        with torch.no_grad():
+            for name, rule, invariant, decays in moves:
+                value, states[name] = rule.update(
+                    wide.values[name].data,
+                    grads[name],
+                    states[name],
+                    lr * factor if invariant else lr_other * factor_other,
+                    weight_decay if decays else zero,
+                    step + 1,
+                )
+                wide.values[name].data = value
+        traces.after(before, wide)
+        tick()
+
+    results = traces.arrays()
+    for split in ("train", "test"):
+        x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
+        loss, error = _evaluate(plan, wide, x, y)
+        results[f"{split}_loss"], results[f"{split}_error"] = loss, error
+    # A network that has diverged has no results, whatever argmax makes of NaN.
+    lost = ~(np.isfinite(results["train_loss"]) & np.isfinite(results["test_loss"]))
+    for name in _ENDS:
+        results[name][lost] = np.nan
+    return results
+
+
+def _decays(p: Parameter, decay: str) -> bool:
+    if decay == "invariant":
+        return p.invariant is not None
+    return decay == "all" or p.kind == "weight"
+
+
+def _losses(plan: _Plan, logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of each network, (K,)."""
+    k, n, classes = logits.shape
+    loss = F.cross_entropy(logits.reshape(k * n, classes), y.repeat(k), reduction="none")
+    return loss.view(k, n).mean(1)
+
+
+def _autocast(plan: _Plan) -> torch.autocast:
+    on = plan.precision == "bfloat16"
+    return torch.autocast(plan.device.type, torch.bfloat16, enabled=on)
+
+
+def _gradients(plan: _Plan, wide: Wide, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    with _autocast(plan):
+        logits = wide(x, training=True)
+    losses = _losses(plan, logits.to(DTYPES[plan.precision]), y)
+    # The sum's gradient is each network's own; one network's NaN stays its own.
+    grads = torch.autograd.grad(losses.sum(), list(wide.values.values()))
+    return losses.detach(), dict(zip(wide.values, grads, strict=True))
+
+
+@torch.no_grad()
+def _evaluate(plan: _Plan, wide: Wide, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    losses, wrong = 0.0, 0.0
+    for x_part, y_part in zip(x.split(1000), y.split(1000), strict=True):
+        with _autocast(plan):
+            logits = wide(x_part)
+        logits = logits.to(DTYPES[plan.precision])
+        losses = losses + _losses(plan, logits, y_part) * len(y_part)
+        wrong = wrong + (logits.argmax(2) != y_part).sum(1)
+    return losses.cpu().double().numpy() / len(y), wrong.cpu().double().numpy() / len(y)
+
+
+class _Traces:
+    """Measurements of hidden layers along a training, in memory of fixed size."""
+
+    def __init__(self, plan: _Plan, wide: Wide) -> None:
+        self.layers = [f"{layer}.weight" for layer in plan.net.layers]
+        self.slots = {step: i for i, step in enumerate(plan.measured)}
+        self.exponent = plan.rule.theory.scale_exponent
+        shape = (wide.networks, len(self.layers), len(self.slots))
+        like = {"device": plan.device, "dtype": DTYPES[plan.precision]}
+        self.values = {name: torch.zeros(shape, **like) for name in _TRACES}
+        self.values["loss"] = torch.zeros(shape[0], shape[2], **like)
+
+    def before(self, step, wide, grads, loss, lr):
+        slot = self.slots.get(step)
+        if slot is None:
+            return None
+        self.values["loss"][:, slot] = loss
+        old = []
+        for i, name in enumerate(self.layers):
+            w = wide.values[name].data.flatten(1)
+            norm = w.norm(dim=1)
+            self.values["weight_norm"][:, i, slot] = norm
+            self.values["gradient_norm"][:, i, slot] = grads[name].flatten(1).norm(dim=1)
+            self.values["effective_lr"][:, i, slot] = lr.flatten() / norm**self.exponent
+            old.append((w, norm))
+        return slot, old
+
+    def after(self, before, wide) -> None:
+        if before is None:
+            return
+        slot, old = before
+        for i, (name, (w, norm)) in enumerate(zip(self.layers, old, strict=True)):
+            # From the step itself: the cosine of a small angle would be lost in rounding.
+            step = wide.values[name].data.flatten(1) - w
+            along = (step * w).sum(1) / norm
+            across = (step - (along / norm)[:, None] * w).norm(dim=1)
+            self.values["angle"][:, i, slot] = torch.atan2(across, norm + along)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: values.cpu().double().numpy() for name, values in self.values.items()}
+        return {name: np.where(np.isfinite(a), a, np.nan) for name, a in arrays.items()}
+
+
+# Results ----------------------------------------------------------------------------------------
+
+
+def _assemble(plan: _Plan, results: list[dict[str, np.ndarray]], seconds: float) -> xr.Dataset:
+    lr = plan.grid["lr"]
+    dims, sizes, seeds = tuple(str(d) for d in lr.dims), lr.shape, plan.seeds.size
+    coords = {name: lr[name] for name in lr.coords}
+    for name in plan.grid.keys() - set(dims):
+        # Constant, or along a dimension of another name: a coordinate that holds its values.
+        values = plan.grid[name]
+        same = [d for d in dims if bool((values == values.isel({d: 0})).all())]
+        coords[name] = values.isel(dict.fromkeys(same, 0), drop=True)
+    coords |= {"seed": plan.seeds, "layer": list(plan.net.layers), "step": plan.measured}
+    runs = xr.Dataset(coords=coords)
+    descriptions = {**_ENDS, **_TRACES, "loss": "loss on the step's minibatch, nats"}
+    for name, description in descriptions.items():
+        # parts come seed by seed, cells in order within a seed
+        values = np.concatenate([r[name] for r in results])
+        values = values.reshape(seeds, *sizes, *values.shape[1:])
+        extra = () if name in _ENDS else ("step",) if name == "loss" else ("layer", "step")
+        array = xr.DataArray(np.moveaxis(values, 0, len(sizes)), dims=(*dims, "seed", *extra))
+        if not plan.seeds.dims:
+            array = array.isel(seed=0)
+        runs[name] = array.assign_attrs(long_name=description)
+    runs.attrs = {
+        "net": json.dumps(plan.net.settings),
+        "data": plan.data.source,
+        "rule": repr(plan.rule),
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size,
+        "steps": plan.steps,
+        "decay": plan.decay,
+        "precision": plan.precision,
+        "device": str(plan.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": seconds,
+    }
+    return runs

@@ -1,0 +1,113 @@
+"""The pages as a reader meets them: in a browser, on a desk and on a phone, light and dark."""
+
+import html.parser
+import re
+
+import pytest
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+
+from tests.conftest import ROOT
+
+from .conftest import HTML
+
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+NOTEBOOKS = [page for page in PAGES if page.startswith("notebooks/")]
+
+# docutils' markup of the bibliography, which we do not write.
+KNOWN = {"aria-required-children": ".citation-list"}  # violation: selector
+
+
+class _Loaded(html.parser.HTMLParser):
+    """Addresses that a page loads by itself, and the alternative texts of its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.alts = [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag in ("script", "img", "iframe", "source"):
+            self.addresses.append(attributes.get("src") or "")
+        if tag == "link" and attributes.get("rel") in ("stylesheet", "preload", "icon"):
+            self.addresses.append(attributes.get("href") or "")
+        if tag == "img":
+            self.alts.append(attributes.get("alt") or "")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_exists_without_errors_and_loads_nothing_from_elsewhere(site, name):
+    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+    assert len(text) > 5000
+    assert "Traceback" not in text
+    page = _Loaded()
+    page.feed(text)
+    outside = [a for a in page.addresses if re.match(r"(https?:)?//", a)]
+    assert not outside
+    hashed = [alt for alt in page.alts if re.search(r"_images/|[0-9a-f]{32}", alt)]
+    assert not hashed
+
+
+def test_no_style_sheet_loads_from_elsewhere(site):
+    for sheet in HTML.rglob("*.css"):
+        found = re.findall(r"url\(\s*['\"]?(?:https?:)?//[^)]*", sheet.read_text(encoding="utf-8"))
+        assert not found, sheet
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_clean_accessible_and_fits(visit, name, width, theme):
+    page = visit(name, width, theme)
+    page.evaluate("Promise.all(document.getAnimations().map(a => a.finished))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # What MathJax cannot parse it shows in red or as an error.
+    assert page.locator("mjx-merror, mjx-mtext[style*='color: red']").count() == 0
+    assert page.locator("mjx-container").count() or "$" not in page.inner_text("article")
+    result = Axe().run(page, options={"preload": False, "resultTypes": ["violations"]})
+    serious = [
+        (violation["id"], node["target"])
+        for violation in result.response["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+        if KNOWN.get(violation["id"]) not in node["target"]
+    ]
+    assert not serious
+    assert not page.problems
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, name, javascript):
+    page = visit(name, javascript=javascript)
+    for scrubber in page.locator("form.nl-pick").all():
+        radios, frames = scrubber.get_by_role("radio").all(), scrubber.locator("img")
+        assert len(radios) == frames.count() >= 2
+        for i, radio in enumerate(radios):
+            radio.check()
+            shown = [frame.is_visible() for frame in frames.all()]
+            assert shown == [k == i for k in range(len(radios))]
+            assert frames.nth(i).get_attribute("alt")
+
+
+def test_scrubber_moves_by_arrow_keys(visit):
+    page = visit("notebooks/00_quickstart")
+    radios = page.locator("form.nl-pick").first.get_by_role("radio")
+    radios.nth(0).check()
+    page.keyboard.press("ArrowRight")
+    assert radios.nth(1).is_checked()
+
+
+def test_search_finds_the_effective_learning_rate(visit):
+    page = visit("search")
+    page.goto(page.url + "?q=effective+learning+rate", wait_until="networkidle")
+    page.wait_for_selector("#search-results li")
+    assert page.locator("#search-results li").count() >= 2
+    assert not page.problems
+
+
+def test_built_by_jupyter_book_1():
+    import jupyter_book
+
+    assert jupyter_book.__version__.startswith("1.")

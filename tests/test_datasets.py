@@ -1,0 +1,62 @@
+"""MNIST-1D is the known one, and making it leaves no trace."""
+
+import random
+import socket
+
+import numpy as np
+import pytest
+import torch
+
+import normlib as nl
+from normlib import datasets
+
+
+def test_mnist1d_is_the_known_data(data):
+    assert data.x_train.shape == (4000, 1, 1, 40)
+    assert data.x_test.shape == (1000, 1, 1, 40)
+    assert data.x_train.dtype == torch.float32
+    assert data.y_train.dtype == torch.int64
+    assert data.y_train[:10].tolist() == [2, 6, 4, 5, 6, 6, 6, 0, 3, 1]
+    assert data.y_train.bincount().tolist() == [398, 396, 411, 394, 394, 402, 401, 404, 402, 398]
+    assert data.y_test.bincount().tolist() == [102, 104, 89, 106, 106, 98, 99, 96, 98, 102]
+    first = data.x_test[0, 0, 0, :5] * 0.99765 - 0.00032  # undo the standardisation
+    assert first.tolist() == pytest.approx([-0.0788, -0.2107, -0.0918, 0.2827, 0.3261], abs=1e-3)
+
+
+def test_mnist1d_is_standardised_by_its_training_set(data):
+    assert float(data.x_train.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(data.x_train.std()) == pytest.approx(1, abs=1e-4)
+
+
+def test_mnist1d_needs_no_network_and_restores_random_states(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    nl.mnist1d.cache_clear()
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.random(), np.random.rand()
+    random.seed(1)
+    np.random.seed(1)
+    nl.mnist1d()
+    assert (random.random(), np.random.rand()) == expected
+
+
+def test_another_generator_is_noticed(monkeypatch):
+    make = datasets.generator.make_dataset
+
+    def other(arguments):
+        arguments.seed += 1
+        return make(arguments)
+
+    monkeypatch.setattr(datasets.generator, "make_dataset", other)
+    nl.mnist1d.cache_clear()
+    with pytest.raises(RuntimeError, match="other data"):
+        nl.mnist1d()
+
+
+def test_a_wrong_shape_is_named():
+    images, labels = torch.zeros(3, 1, 1, 4), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="x_test"):
+        nl.Dataset(images, labels, images[:2], labels, 10, "test")

@@ -1,0 +1,122 @@
+"""K wide networks equal K ordinary torch trainings."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import normlib as nl
+from normlib import sweeps
+from tests import reference
+
+LRS, DECAYS = (0.003, 0.03, 0.1), (1e-3, 5e-2)
+RULES = {
+    "sgd": (nl.sgd(), lambda g, lr: torch.optim.SGD(g, lr)),
+    "momentum": (nl.momentum(0.9), lambda g, lr: torch.optim.SGD(g, lr, momentum=0.9)),
+    "nesterov": (
+        nl.nesterov(0.9),
+        lambda g, lr: torch.optim.SGD(g, lr, momentum=0.9, nesterov=True),
+    ),
+}
+
+
+def trained_wide(monkeypatch, *arguments, **settings):
+    """The wide network that a sweep trained, beside the sweep's result."""
+    kept = []
+    evaluate = sweeps._evaluate
+
+    def keep(plan, wide, x, y):
+        kept.append(wide)
+        return evaluate(plan, wide, x, y)
+
+    monkeypatch.setattr(sweeps, "_evaluate", keep)
+    return nl.sweep(*arguments, **settings), kept[-1]
+
+
+def largest_difference(state, other):
+    """Largest ‖Δ‖/‖w‖ over parameters and buffers."""
+    worst = 0.0
+    for key, value in state.items():
+        if not key.endswith("num_batches_tracked"):
+            difference = (value - other[key]).norm()
+            worst = max(worst, float(difference / other[key].norm().clamp_min(1e-8)))
+    return worst
+
+
+@pytest.fixture(scope="module")
+def small(data):
+    """The data of 50 steps, in double precision."""
+    return data.to("cpu", torch.float64)
+
+
+@pytest.mark.parametrize("decay", ["weights", "invariant"])
+@pytest.mark.parametrize("name", RULES)
+def test_six_wide_networks_equal_six_torch_trainings(monkeypatch, data, small, name, decay):
+    rule, make = RULES[name]
+    net, steps = nl.convnet(width=8, depth=3), 50
+    initial = net.wide(1, data.shape, data.classes, seed=3, dtype=torch.float64)
+    # 50 steps exactly: the first 50 batches of two epochs of 25
+    fewer = small.__class__(
+        small.x_train[:2500], small.y_train[:2500], small.x_test, small.y_test, 10, "part"
+    )
+    runs, wide = trained_wide(
+        monkeypatch, net, fewer, rule, lr=LRS, weight_decay=DECAYS, seed=3, epochs=2,
+        decay=decay, precision="float64", every=1,
+    )  # fmt: skip
+    assert runs.sizes["step"] == steps
+    for k, (lr, weight_decay) in enumerate(itertools.product(LRS, DECAYS)):
+        model = reference.train(
+            net, fewer, initial, 0, lambda groups, lr=lr: make(groups, lr),
+            weight_decay, decay, reference.minibatches(fewer, 3, 2),
+        )  # fmt: skip
+        assert largest_difference(wide.state_dict(k), model.state_dict()) <= 1e-9
+        model.eval()
+        with torch.no_grad():
+            outputs, ours = model(fewer.x_test), wide(fewer.x_test)[k]
+        assert float((outputs - ours).norm() / outputs.norm()) <= 1e-9
+        error = float((outputs.argmax(1) != fewer.y_test).double().mean())
+        assert float(runs.test_error.sel(lr=lr, weight_decay=weight_decay)) == error
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40), (3, 9, 12)])
+@pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])
+@pytest.mark.parametrize("make", [nl.convnet, nl.mlp])
+def test_outputs_equal_the_ordinary_network(make, norm, shape):
+    net = make(width=6, depth=2, norm=norm)
+    wide = net.wide(3, shape, classes=4, seed=1, dtype=torch.float64)
+    wide.scale_(torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64))
+    x = torch.randn(20, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for training, k in itertools.product((True, False), range(3)):
+        model = net.module(shape, classes=4).double().train(training)
+        model.load_state_dict(wide.state_dict(k))
+        with torch.no_grad():
+            torch.testing.assert_close(wide(x, training)[k], model(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])
+@pytest.mark.parametrize("make", [nl.convnet, nl.mlp])
+def test_a_cell_is_the_same_to_the_bit_whether_or_not_a_neighbour_diverges(data, make, norm):
+    def run(weight_decay):
+        return nl.sweep(
+            make(width=5, depth=2, norm=norm), data, nl.nesterov(),
+            lr=0.1, weight_decay=("cell", [1e-3, weight_decay, 1e-2]), decay="weights", epochs=1,
+        )  # fmt: skip
+
+    calm, wild = run(1e-3), run(1e6)
+    assert np.isfinite(calm.test_loss).all()
+    assert np.isnan(wild.test_loss[1])
+    for name in calm.data_vars:
+        np.testing.assert_array_equal(calm[name][[0, 2]], wild[name][[0, 2]], err_msg=name)
+
+
+def test_a_diverged_network_is_nan(data):
+    runs = nl.sweep(
+        nl.convnet(width=5, depth=2), data, nl.sgd(), lr=0.1, weight_decay=[0, 1e6], epochs=1
+    )
+    for name in ("train_loss", "train_error", "test_loss", "test_error"):
+        assert np.isfinite(runs[name][0])
+        assert np.isnan(runs[name][1])
+    last = runs.isel(weight_decay=1, step=-1)
+    assert np.isnan(last.weight_norm).all()
+    assert np.isnan(last.loss)

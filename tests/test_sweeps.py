@@ -1,0 +1,201 @@
+"""What a sweep returns, measures and refuses."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import normlib as nl
+from tests import reference
+
+NET = nl.convnet(width=4, depth=2)
+
+
+def test_dimensions_follow_the_arguments(data):
+    runs = nl.sweep(
+        NET, data, nl.sgd(), lr=[0.01, 0.1], weight_decay=[0, 1e-3, 1e-2], seed=range(2), epochs=1
+    )
+    assert runs.test_error.dims == ("lr", "weight_decay", "seed")
+    assert runs.angle.dims == ("lr", "weight_decay", "seed", "layer", "step")
+    assert runs.angle.shape == (2, 3, 2, 2, 5)
+    assert list(runs.step.values) == [0, 10, 20, 30, 39]
+
+
+def test_a_number_makes_no_dimension(data):
+    runs = nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1)
+    assert runs.test_error.dims == ()
+    assert float(runs.lr) == 0.1
+
+
+def test_arguments_along_one_dimension_vary_together(data):
+    runs = nl.sweep(
+        NET, data, nl.sgd(), lr=("line", [0.1, 0.2]), weight_decay=("line", [0.02, 0.01]), epochs=1
+    )
+    assert runs.test_error.dims == ("line",)
+    np.testing.assert_allclose(runs.lr * runs.weight_decay, 0.002)
+
+
+def test_each_cell_has_its_own_hyperparameters(data):
+    grid = nl.sweep(NET, data, nl.sgd(), lr=[0.01, 0.1], weight_decay=[0, 1e-2], epochs=1)
+    alone = nl.sweep(NET, data, nl.sgd(), lr=0.1, weight_decay=1e-2, epochs=1)
+    np.testing.assert_allclose(
+        grid.weight_norm.sel(lr=0.1, weight_decay=1e-2), alone.weight_norm, rtol=1e-3
+    )
+
+
+def test_chunks_and_seeds_do_not_mix_cells(data):
+    settings = dict(lr=[0.01, 0.03, 0.1], weight_decay=[0, 1e-2], epochs=1, precision="float64")
+    together = nl.sweep(NET, data, nl.sgd(), seed=[0, 5], **settings)
+    chunked = nl.sweep(NET, data, nl.sgd(), seed=[0, 5], chunk=2, **settings)
+    xr.testing.assert_allclose(together, chunked, rtol=1e-9)
+    alone = nl.sweep(NET, data, nl.sgd(), seed=5, **settings)
+    xr.testing.assert_allclose(together.loss.sel(seed=5), alone.loss, rtol=1e-9)
+
+
+def test_traces_equal_what_an_ordinary_training_measures(data):
+    runs = nl.sweep(
+        NET, data, nl.momentum(0.9), lr=0.1, weight_decay=0.01, epochs=1, every=1,
+        precision="float64",
+    )  # fmt: skip
+    x64 = data.to("cpu", torch.float64)
+    model = NET.module(data.shape, data.classes).double()
+    wide = NET.wide(1, data.shape, data.classes, dtype=torch.float64)
+    model.load_state_dict(wide.state_dict(0))
+    groups = [
+        {"params": [p], "weight_decay": 0.01 if n in ("conv1.weight", "conv2.weight") else 0.0}
+        for n, p in model.named_parameters()
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    weight = model.conv2.weight
+    for step, batch in enumerate(reference.minibatches(x64, 0, 1)):
+        before = weight.detach().clone()
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x64.x_train[batch]), x64.y_train[batch])
+        loss.backward()
+        loss, gradient = loss.item(), weight.grad.norm().item()
+        optimizer.step()
+        after = weight.detach()
+        cosine = torch.nn.functional.cosine_similarity(before.ravel(), after.ravel(), dim=0)
+        at = runs.sel(layer="conv2", step=step)
+        assert float(at.loss) == pytest.approx(loss, rel=1e-9)
+        assert float(at.weight_norm) == pytest.approx(float(before.norm()), rel=1e-9)
+        assert float(at.gradient_norm) == pytest.approx(gradient, rel=1e-8)
+        assert float(at.effective_lr) == pytest.approx(0.1 / float(before.norm()) ** 2, rel=1e-9)
+        assert float(at.angle) == pytest.approx(float(torch.arccos(cosine)), rel=1e-5)
+
+
+def test_small_angles_survive_single_precision(data):
+    settings = dict(lr=1e-4, scale=3.0, epochs=1, every=1)
+    single = nl.sweep(NET, data, nl.sgd(), **settings)
+    double = nl.sweep(NET, data, nl.sgd(), precision="float64", **settings)
+    assert float(double.angle.max()) < 1e-4
+    np.testing.assert_allclose(single.angle, double.angle, rtol=0.02)
+
+
+def test_schedules_multiply_the_learning_rate(data):
+    steps = 40
+    factors = {
+        name: nl.sweep(NET, data, nl.sgd(), lr=1e-9, epochs=1, every=1, schedule=schedule)
+        for name, schedule in {
+            "step": "step", "cosine": "cosine", "half": lambda step, steps: 1 - step / steps,
+        }.items()
+    }  # fmt: skip
+    lr = {
+        name: (runs.effective_lr * runs.weight_norm**2).sel(layer="conv1").values / 1e-9
+        for name, runs in factors.items()
+    }
+    at = np.arange(steps)
+    np.testing.assert_allclose(lr["step"], np.select([at < 20, at < 30], [1, 0.1], 0.01), rtol=1e-5)
+    np.testing.assert_allclose(lr["cosine"], (1 + np.cos(np.pi * at / 40)) / 2, rtol=1e-4)
+    np.testing.assert_allclose(lr["half"], 1 - at / 40, rtol=1e-5)
+
+
+def test_lr_other_moves_only_what_is_not_scale_invariant(data):
+    runs = nl.sweep(NET, data, nl.sgd(), lr=0.1, lr_other=0.0, epochs=1)
+    still = nl.sweep(NET, data, nl.sgd(), lr=1e-12, lr_other=0.1, epochs=1)
+    assert float(runs.angle.min()) > 1e-4
+    assert float(still.angle.max()) < 1e-6
+    assert float(still.loss[-1]) < float(still.loss[0]) - 0.1
+
+
+def test_the_global_random_state_is_untouched(data):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bfloat16_trains_about_as_well(data):
+    settings = dict(lr=0.1, weight_decay=1e-3, lr_other=0.05, epochs=4, schedule="cosine")
+    net = nl.convnet()
+    half = nl.sweep(net, data, nl.nesterov(), precision="bfloat16", **settings)
+    single = nl.sweep(net, data, nl.nesterov(), **settings)
+    assert half.test_loss.dtype == np.float64
+    assert abs(float(half.test_error - single.test_error)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("lr", dict(lr=-1)),
+        ("lr", dict(lr=0)),
+        ("lr", dict(lr=[])),
+        ("lr", dict(lr=[0.1, float("nan")])),
+        ("lr", dict(lr=[0.1, 0.1])),
+        ("lr", dict(lr=("line", [0.1], 3))),
+        ("weight_decay", dict(weight_decay="0.1")),
+        ("weight_decay", dict(weight_decay=["0.1"])),
+        ("weight_decay", dict(weight_decay=-1e-3)),
+        ("weight_decay", dict(weight_decay=True)),
+        ("lr_other", dict(lr_other=-0.1)),
+        ("scale", dict(scale=0)),
+        ("length", dict(lr=("line", [0.1, 0.2]), weight_decay=("line", [0.1, 0.2, 0.3]))),
+        ("seed", dict(seed=[])),
+        ("seed", dict(seed=[1, 1])),
+        ("seed", dict(seed=-1)),
+        ("seed", dict(seed="0")),
+        ("epochs", dict(epochs=0)),
+        ("epochs", dict(epochs=1.5)),
+        ("batch_size", dict(batch_size=1)),
+        ("batch_size", dict(batch_size=5000)),
+        ("schedule", dict(schedule="setp")),
+        ("schedule", dict(schedule=lambda step, steps: -1.0)),
+        ("decay", dict(decay="gammas")),
+        ("precision", dict(precision="float16")),
+        ("precision", dict(precision=torch.float16)),
+        ("every", dict(every=0)),
+        ("chunk", dict(chunk=0)),
+        ("device", dict(device="gpu")),
+        ("net", dict(net="convnet")),
+        ("data", dict(data=torch.zeros(3))),
+        ("rule", dict(rule="sgd")),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_work(data, monkeypatch, name, wrong):
+    monkeypatch.setattr("normlib.sweeps._train", lambda *_: pytest.fail("training started"))
+    arguments = dict(net=NET, data=data, rule=nl.sgd(), lr=0.1) | wrong
+    with pytest.raises(ValueError, match=name):
+        nl.sweep(**arguments)
+
+
+def test_decaying_only_invariant_weights_where_there_are_none_is_refused(data):
+    with pytest.raises(ValueError, match='norm="none"'):
+        nl.sweep(nl.convnet(norm="none"), data, nl.sgd(), lr=0.1, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("norm", dict(norm="bacth")),
+        ("width", dict(width=0)),
+        ("width", dict(width=2.5)),
+        ("depth", dict(depth=-1)),
+        ("eps", dict(eps=-1e-5)),
+        ("eps", dict(eps=0)),
+        ("eps", dict(eps="0")),
+    ],
+)
+@pytest.mark.parametrize("make", [nl.convnet, nl.mlp])
+def test_a_wrong_network_is_named(make, name, wrong):
+    with pytest.raises(ValueError, match=name):
+        make(**wrong)

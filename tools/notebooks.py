@@ -1,0 +1,98 @@
+"""Execute the chapters, in place or as copies, with outputs that are the same bytes every time.
+
+python tools/notebooks.py                     all chapters in place
+python tools/notebooks.py 00_quickstart       one of them
+python tools/notebooks.py --into _build/fresh copies of the whole book's sources there
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks")
+
+
+def execute(path: Path) -> None:
+    """Run one notebook and write it back; a failure leaves the file as it was."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(
+        notebook,
+        timeout=1200,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    tidy(notebook)
+    unfinished = path.with_suffix(".tmp")
+    nbformat.write(notebook, unfinished)
+    os.replace(unfinished, path)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Leave nothing in the file that differs between two equal runs."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i:02d}"
+        if cell.cell_type != "code":
+            continue
+        if "live" in cell.metadata.get("tags", []):
+            cell.outputs = []  # a control needs a kernel; a page without one shows the code only
+        # The pages take a figure's alternative text from the cell, other readers from the output.
+        cell.metadata.pop("mystnb", None)
+        for output in cell.outputs:
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("chapters", nargs="*", help="names such as 00_quickstart; default: all")
+    parser.add_argument("--into", type=Path, help="leave the files as they are, execute copies")
+    arguments = parser.parse_args()
+    os.environ["NORMLIB_PROGRESS"] = "0"
+    folder = ROOT / "notebooks"
+    if arguments.into:
+        shutil.rmtree(arguments.into, ignore_errors=True)
+        for name in SOURCES:
+            source, target = ROOT / name, arguments.into / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copy(source, target)
+        folder = arguments.into / "notebooks"
+    paths = sorted(folder.glob("*.ipynb"))
+    if arguments.chapters:
+        unknown = set(arguments.chapters) - {p.stem for p in paths}
+        if unknown:
+            print(f"no such chapter: {', '.join(sorted(unknown))}", file=sys.stderr)
+            return 2
+        paths = [p for p in paths if p.stem in arguments.chapters]
+    for i, path in enumerate(paths, start=1):
+        print(f"[{i}/{len(paths)}] {path.stem} … ", end="", flush=True)
+        start = time.perf_counter()
+        try:
+            execute(path)
+        except CellExecutionError as error:
+            print(f"failed after {time.perf_counter() - start:.0f} s\n{error}")
+            return 1
+        print(f"{time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
