@@ -53,7 +53,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore tests/built
+	$(BIN)/python -m pytest -n $(JOBS) --ignore tests/built
 
 # One thread each, side by side; the checks leave their values where tests/built finds them.
 nbval: $(READY)

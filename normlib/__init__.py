@@ -2,24 +2,47 @@
 
 from normlib.book import check, interval, scrubber, show, style
 from normlib.datasets import Dataset, mnist1d
+from normlib.invariance import euler, rescaled
 from normlib.nets import convnet, mlp
-from normlib.rules import momentum, nesterov, sgd
+from normlib.rules import (
+    adadelta,
+    adagrad,
+    adam,
+    adamw,
+    lion,
+    momentum,
+    nesterov,
+    radial_free,
+    rmsprop,
+    sgd,
+    unit_norm,
+)
 from normlib.sweeps import sweep
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Dataset",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamw",
     "check",
     "convnet",
+    "euler",
     "interval",
+    "lion",
     "mlp",
     "mnist1d",
     "momentum",
     "nesterov",
+    "radial_free",
+    "rescaled",
+    "rmsprop",
     "scrubber",
     "sgd",
     "show",
     "style",
     "sweep",
+    "unit_norm",
 ]

@@ -6,6 +6,7 @@ broadcast against it, (K, 1, 1), so that each network has its own. All rules fol
 conventions; λ is torch's `weight_decay`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -63,9 +64,9 @@ def _pair(name: str, values: tuple[float, float]) -> tuple[float, float]:
     return _fraction(f"{name}[0]", values[0]), _fraction(f"{name}[1]", values[1])
 
 
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
+def _at_least_0(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
     return float(value)
 
 
@@ -106,6 +107,189 @@ def nesterov(momentum: float = 0.9) -> Rule:
         return w - lr * (g + mu * buffer), (buffer,)
 
     return Rule("nesterov", {"momentum": mu}, theory.sgd(mu, nesterov=True), _zeros(1), update)
+
+
+def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Rule:
+    """Adam with L2: the decay is added to the gradient and divided with it. Chapter 05.
+
+    Raises
+    ------
+    ValueError
+        If a beta lies outside [0, 1) or eps is negative (so for every rule of this family).
+    """
+    settings, update = _adam(betas, eps)
+    return Rule("adam", settings, theory.adam(settings["betas"]), _zeros(2), update)
+
+
+def adamw(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Rule:
+    """AdamW: w ← (1 − ηλ)w first, then Adam's step without decay. Chapter 05."""
+    settings, step_without_decay = _adam(betas, eps)
+    return Rule(
+        "adamw",
+        settings,
+        theory.adamw(settings["betas"]),
+        _zeros(2),
+        _decoupled(step_without_decay),
+    )
+
+
+def _adam(betas, eps):
+    b1, b2 = _pair("betas", betas)
+    eps = _at_least_0("eps", eps)
+
+    def update(w, g, state, lr, weight_decay, step):
+        m, v = state
+        g = g + weight_decay * w
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g * g
+        root = v.sqrt() / math.sqrt(1 - b2**step) + eps
+        return w - lr / (1 - b1**step) * (m / root), (m, v)
+
+    return {"betas": (b1, b2), "eps": eps}, update
+
+
+def rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Rule:
+    """RMSprop with L2, as torch has it (not centred, no momentum). Chapter 05."""
+    alpha, eps = _fraction("alpha", alpha), _at_least_0("eps", eps)
+
+    def update(w, g, state, lr, weight_decay, step):
+        (v,) = state
+        g = g + weight_decay * w
+        v = alpha * v + (1 - alpha) * g * g
+        return w - lr * g / (v.sqrt() + eps), (v,)
+
+    return Rule("rmsprop", {"alpha": alpha, "eps": eps}, theory.rmsprop(), _zeros(1), update)
+
+
+def adagrad(eps: float = 1e-10) -> Rule:
+    """AdaGrad with L2: divides by the root of the sum of all squared gradients. Chapter 05."""
+    eps = _at_least_0("eps", eps)
+
+    def update(w, g, state, lr, weight_decay, step):
+        (total,) = state
+        g = g + weight_decay * w
+        total = total + g * g
+        return w - lr * g / (total.sqrt() + eps), (total,)
+
+    return Rule("adagrad", {"eps": eps}, theory.adagrad(), _zeros(1), update)
+
+
+def adadelta(rho: float = 0.9, eps: float = 1e-6) -> Rule:
+    """Adadelta with L2: its step has the unit of w. Chapter 05."""
+    rho, eps = _fraction("rho", rho), _at_least_0("eps", eps)
+
+    def update(w, g, state, lr, weight_decay, step):
+        square, moved = state
+        g = g + weight_decay * w
+        square = rho * square + (1 - rho) * g * g
+        delta = (moved + eps).sqrt() / (square + eps).sqrt() * g
+        moved = rho * moved + (1 - rho) * delta * delta
+        return w - lr * delta, (square, moved)
+
+    return Rule("adadelta", {"rho": rho, "eps": eps}, theory.adadelta(), _zeros(2), update)
+
+
+def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Rule:
+    """Lion: the sign of a blend of gradient and average, decoupled decay (Chen et al. 2023)."""
+    b1, b2 = _pair("betas", betas)
+
+    def step_without_decay(w, g, state, lr, weight_decay, step):
+        (m,) = state
+        direction = (b1 * m + (1 - b1) * g).sign()
+        return w - lr * direction, (b2 * m + (1 - b2) * g,)
+
+    return Rule(
+        "lion",
+        {"betas": (b1, b2)},
+        theory.lion((b1, b2)),
+        _zeros(1),
+        _decoupled(step_without_decay),
+    )
+
+
+def unit_norm(rule: Rule, per: str = "channel") -> Rule:
+    """The paper's normalized update: after every step, scale-invariant weights go back to norm 1.
+
+    Parameters
+    ----------
+    rule : Rule
+        What makes the step; decay and all. Other parameters follow it unchanged.
+    per : {"channel", "layer"}
+        Whose norm is 1: each output channel's, as in the paper, or the whole layer's.
+
+    Notes
+    -----
+    Source: van Laarhoven 2017, section 5.5. Chapter 07.
+
+    >>> w = unit_norm(sgd()).start(torch.tensor([[[3.0, 4.0]]]))
+    >>> w
+    tensor([[[0.6000, 0.8000]]])
+    """
+    dims = _group(per)
+
+    def start(w):
+        return w / w.norm(dim=dims, keepdim=True)
+
+    def update(w, g, state, lr, weight_decay, step):
+        w, state = rule.update(w, g, state, lr, weight_decay, step)
+        return start(w), state
+
+    return Rule(
+        "unit_norm",
+        {"rule": repr(rule), "per": per},
+        theory.unit_norm(),
+        rule.init,
+        update,
+        start,
+        rule,
+    )
+
+
+def radial_free(rule: Rule, per: str = "channel") -> Rule:
+    """Only the part of each step that is orthogonal to w; decay acts by itself.
+
+    w ← (1 − ηλ)w − P(step), where the step is that of `rule` without decay and P removes its
+    component along w. It keeps momentum from lengthening w, and decay out of the step.
+
+    Parameters
+    ----------
+    rule : Rule
+    per : {"channel", "layer"}
+        Along whose w: each output channel's or the whole layer's.
+
+    Notes
+    -----
+    Source: the projection of SGDP and AdamP (Heo et al. 2021), here for every scale-invariant
+    weight, without their test for invariance. Chapter 07.
+    """
+    dims = _group(per)
+
+    def update(w, g, state, lr, weight_decay, step):
+        moved, state = rule.update(w, g, state, lr, 0.0, step)
+        delta = moved - w
+        unit = w / w.norm(dim=dims, keepdim=True)
+        delta = delta - (delta * unit).sum(dim=dims, keepdim=True) * unit
+        return w - lr * weight_decay * w + delta, state
+
+    p = rule.theory.scale_exponent
+    return Rule(
+        "radial_free", {"rule": repr(rule), "per": per}, Theory(p, p), rule.init, update, other=rule
+    )
+
+
+def _group(per: str) -> tuple[int, ...]:
+    if per not in ("channel", "layer"):
+        raise ValueError(f'per must be "channel" or "layer", got {per!r}')
+    return (2,) if per == "channel" else (1, 2)
+
+
+def _decoupled(step_without_decay):
+    """The decay as a factor on w, applied before the step, as AdamW and Lion have it."""
+
+    def update(w, g, state, lr, weight_decay, step):
+        return step_without_decay(w - lr * weight_decay * w, g, state, lr, 0.0, step)
+
+    return update
 
 
 def _zeros(count: int) -> Callable[[Tensor], State]:

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 import normlib as nl
+
+# Tests run side by side, one core each.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -21,20 +25,6 @@ def skip_unless_ci(reason: str) -> None:
 
 def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
-
-
-def code_cells(path: Path) -> list[nbformat.NotebookNode]:
-    return [cell for cell in read(path).cells if cell.cell_type == "code"]
-
-
-def tags(cell: nbformat.NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
-def committed_checks(path: Path) -> list[dict]:
-    """The records that `nl.check` left in a chapter's outputs."""
-    outputs = [output for cell in code_cells(path) for output in cell.outputs]
-    return [o.metadata["normlib"] for o in outputs if "normlib" in o.get("metadata", {})]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,143 @@
+"""What every chapter must satisfy: functions from a notebook to a list of complaints."""
+
+import re
+
+KNOWN_TAGS = {"hide-input", "live", "nbval-ignore-output"}
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def executed_in_order(notebook):
+    counts = [cell.execution_count for cell in code(notebook)]
+    return [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts {counts}"]
+
+
+def without_errors(notebook):
+    kinds = [output.output_type for cell in code(notebook) for output in cell.outputs]
+    return ["an output is an error"] if "error" in kinds else []
+
+
+def without_warnings(notebook):
+    """Standard error would be compared byte by byte, and a reader should not see it."""
+    return [
+        f"standard error: {output.text[:80]}"
+        for cell in code(notebook)
+        for output in cell.outputs
+        if output.output_type == "stream" and output.name == "stderr"
+    ]
+
+
+def seeded_in_its_first_cell(notebook):
+    source = code(notebook)[0].source
+    return [] if re.search(r"^torch\.manual_seed\(\d+\)$", source, re.M) else ["no seed"]
+
+
+def with_known_tags(notebook):
+    found = {tag for cell in notebook.cells for tag in tags(cell)}
+    return [f"unknown tag {tag}" for tag in sorted(found - KNOWN_TAGS)]
+
+
+def ignoring_only_live_outputs(notebook):
+    return [
+        f"only a live cell may be ignored by nbval: {cell.source[:40]!r}"
+        for cell in code(notebook)
+        if ("nbval-ignore-output" in tags(cell)) != ("live" in tags(cell))
+    ]
+
+
+def without_nbval_comments(notebook):
+    return ["use tags, not NBVAL_ comments" for cell in code(notebook) if "NBVAL_" in cell.source]
+
+
+def live_cells_without_outputs(notebook):
+    return [
+        "a live cell keeps outputs"
+        for cell in code(notebook)
+        if "live" in tags(cell) and cell.outputs
+    ]
+
+
+def figures_with_text(notebook):
+    """One figure a cell; its alternative text in the output and, the same, in the cell."""
+    complaints = []
+    for cell in code(notebook):
+        figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        if len(figures) > 1:
+            complaints.append(f"{len(figures)} figures in one cell")
+        texts = [o.metadata.get("image/png", {}).get("alt") for o in figures]
+        in_cell = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+        if figures and (not texts[0] or len(texts[0]) < 40 or texts[0] != in_cell):
+            complaints.append(f"alternative texts: {texts[0]!r} in the output, {in_cell!r} in cell")
+    return complaints
+
+
+def images_in_html_with_text(notebook):
+    pages = [o.data["text/html"] for c in code(notebook) for o in c.outputs
+             if "text/html" in o.get("data", {})]  # fmt: skip
+    images = [image for page in pages for image in re.findall(r"<img[^>]*>", page)]
+    return [image[-60:] for image in images if not re.search(r'\salt="[^"]{20,}"', image)]
+
+
+def plain_markdown(notebook):
+    """MyST directives and roles show raw in Colab."""
+    complaints = []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and re.search(
+            r"^(```|:::)\s*\{|\{[a-z:]+\}`", cell.source, re.M
+        ):
+            complaints.append(f"a MyST directive or role: {cell.source[:60]!r}")
+        if cell.cell_type == "code" and "myst_nb" in cell.source:
+            complaints.append("imports myst_nb")
+    return complaints
+
+
+def checks_with_rivals(notebook):
+    """Every check's record holds a rival outside its band, and its measurement lies inside."""
+    complaints = []
+    for cell in code(notebook):
+        for output in cell.outputs:
+            record = output.get("metadata", {}).get("normlib")
+            if record is None:
+                continue
+            low, high = (record["expected"] + sign * record["band"] for sign in (-1, 1))
+            if low <= record["rival"] <= high:
+                complaints.append(f"the band of {record['claim']!r} admits its rival")
+            if not low <= record["low"] <= record["high"] <= high:
+                complaints.append(f"{record['claim']!r} was not measured inside its band")
+    if not any("normlib" in o.get("metadata", {}) for c in code(notebook) for o in c.outputs):
+        complaints.append("no check at all")
+    return complaints
+
+
+def checks_with_distinct_claims(notebook):
+    claims = [(r["id"], r["claim"]) for r in records(notebook)]
+    return [f"two checks claim {claim}" for claim in {c for c in claims if claims.count(c) > 1}]
+
+
+def records(notebook):
+    """The records that `nl.check` left in the outputs."""
+    outputs = [o for cell in code(notebook) for o in cell.outputs]
+    return [o.metadata["normlib"] for o in outputs if "normlib" in o.get("metadata", {})]
+
+
+GUARDS = (
+    executed_in_order,
+    without_errors,
+    without_warnings,
+    seeded_in_its_first_cell,
+    with_known_tags,
+    ignoring_only_live_outputs,
+    without_nbval_comments,
+    live_cells_without_outputs,
+    figures_with_text,
+    images_in_html_with_text,
+    plain_markdown,
+    checks_with_rivals,
+    checks_with_distinct_claims,
+)
