@@ -4,6 +4,7 @@ from normlib.book import check, interval, scrubber, show, style
 from normlib.datasets import Dataset, mnist1d
 from normlib.invariance import euler, rescaled
 from normlib.nets import convnet, mlp
+from normlib.recordings import Recording, recorded
 from normlib.rules import (
     adadelta,
     adagrad,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Dataset",
+    "Recording",
     "adadelta",
     "adagrad",
     "adam",
@@ -37,6 +39,7 @@ __all__ = [
     "momentum",
     "nesterov",
     "radial_free",
+    "recorded",
     "rescaled",
     "rmsprop",
     "scrubber",

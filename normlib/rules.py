@@ -79,7 +79,7 @@ def sgd() -> Rule:
     """
 
     def update(w, g, state, lr, weight_decay, step):
-        return w - lr * (g + weight_decay * w), state
+        return _minus(w, lr, _plus(g, weight_decay, w)), state
 
     return Rule("sgd", {}, theory.sgd(), lambda w: (), update)
 
@@ -90,8 +90,8 @@ def momentum(momentum: float = 0.9) -> Rule:
 
     def update(w, g, state, lr, weight_decay, step):
         (buffer,) = state
-        buffer = mu * buffer + g + weight_decay * w
-        return w - lr * buffer, (buffer,)
+        buffer = torch.add(_plus(g, weight_decay, w), buffer, alpha=mu)
+        return _minus(w, lr, buffer), (buffer,)
 
     return Rule("momentum", {"momentum": mu}, theory.sgd(mu), _zeros(1), update)
 
@@ -102,9 +102,9 @@ def nesterov(momentum: float = 0.9) -> Rule:
 
     def update(w, g, state, lr, weight_decay, step):
         (buffer,) = state
-        g = g + weight_decay * w
-        buffer = mu * buffer + g
-        return w - lr * (g + mu * buffer), (buffer,)
+        g = _plus(g, weight_decay, w)
+        buffer = torch.add(g, buffer, alpha=mu)
+        return _minus(w, lr, torch.add(g, buffer, alpha=mu)), (buffer,)
 
     return Rule("nesterov", {"momentum": mu}, theory.sgd(mu, nesterov=True), _zeros(1), update)
 
@@ -139,11 +139,11 @@ def _adam(betas, eps):
 
     def update(w, g, state, lr, weight_decay, step):
         m, v = state
-        g = g + weight_decay * w
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g * g
-        root = v.sqrt() / math.sqrt(1 - b2**step) + eps
-        return w - lr / (1 - b1**step) * (m / root), (m, v)
+        g = _plus(g, weight_decay, w)
+        m = torch.lerp(m, g, 1 - b1)
+        v = torch.addcmul(b2 * v, g, g, value=1 - b2)
+        root = torch.add(eps, v.sqrt(), alpha=1 / math.sqrt(1 - b2**step))
+        return _minus(w, lr / (1 - b1**step), m / root), (m, v)
 
     return {"betas": (b1, b2), "eps": eps}, update
 
@@ -154,9 +154,9 @@ def rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Rule:
 
     def update(w, g, state, lr, weight_decay, step):
         (v,) = state
-        g = g + weight_decay * w
-        v = alpha * v + (1 - alpha) * g * g
-        return w - lr * g / (v.sqrt() + eps), (v,)
+        g = _plus(g, weight_decay, w)
+        v = torch.addcmul(alpha * v, g, g, value=1 - alpha)
+        return _minus(w, lr, g / (v.sqrt() + eps)), (v,)
 
     return Rule("rmsprop", {"alpha": alpha, "eps": eps}, theory.rmsprop(), _zeros(1), update)
 
@@ -167,9 +167,9 @@ def adagrad(eps: float = 1e-10) -> Rule:
 
     def update(w, g, state, lr, weight_decay, step):
         (total,) = state
-        g = g + weight_decay * w
-        total = total + g * g
-        return w - lr * g / (total.sqrt() + eps), (total,)
+        g = _plus(g, weight_decay, w)
+        total = torch.addcmul(total, g, g)
+        return _minus(w, lr, g / (total.sqrt() + eps)), (total,)
 
     return Rule("adagrad", {"eps": eps}, theory.adagrad(), _zeros(1), update)
 
@@ -180,11 +180,11 @@ def adadelta(rho: float = 0.9, eps: float = 1e-6) -> Rule:
 
     def update(w, g, state, lr, weight_decay, step):
         square, moved = state
-        g = g + weight_decay * w
-        square = rho * square + (1 - rho) * g * g
+        g = _plus(g, weight_decay, w)
+        square = torch.addcmul(rho * square, g, g, value=1 - rho)
         delta = (moved + eps).sqrt() / (square + eps).sqrt() * g
-        moved = rho * moved + (1 - rho) * delta * delta
-        return w - lr * delta, (square, moved)
+        moved = torch.addcmul(rho * moved, delta, delta, value=1 - rho)
+        return _minus(w, lr, delta), (square, moved)
 
     return Rule("adadelta", {"rho": rho, "eps": eps}, theory.adadelta(), _zeros(2), update)
 
@@ -195,8 +195,8 @@ def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Rule:
 
     def step_without_decay(w, g, state, lr, weight_decay, step):
         (m,) = state
-        direction = (b1 * m + (1 - b1) * g).sign()
-        return w - lr * direction, (b2 * m + (1 - b2) * g,)
+        direction = torch.lerp(m, g, 1 - b1).sign()
+        return _minus(w, lr, direction), (torch.lerp(m, g, 1 - b2),)
 
     return Rule(
         "lion",
@@ -287,9 +287,23 @@ def _decoupled(step_without_decay):
     """The decay as a factor on w, applied before the step, as AdamW and Lion have it."""
 
     def update(w, g, state, lr, weight_decay, step):
-        return step_without_decay(w - lr * weight_decay * w, g, state, lr, 0.0, step)
+        return step_without_decay(_minus(w, lr * weight_decay, w), g, state, lr, 0.0, step)
 
     return update
+
+
+def _plus(g: Tensor, weight_decay: Tensor | float, w: Tensor) -> Tensor:
+    """g + λw in one pass over memory, which is what an update costs."""
+    if isinstance(weight_decay, Tensor):
+        return torch.addcmul(g, weight_decay, w)
+    return torch.add(g, w, alpha=weight_decay) if weight_decay else g
+
+
+def _minus(w: Tensor, lr: Tensor | float, step: Tensor) -> Tensor:
+    """w − η step in one pass."""
+    if isinstance(lr, Tensor):
+        return torch.addcmul(w, lr, step, value=-1)
+    return torch.add(w, step, alpha=-lr)
 
 
 def _zeros(count: int) -> Callable[[Tensor], State]:

@@ -1,13 +1,20 @@
 """Train a grid of hyperparameters at once and measure it. Knows nets, rules and data; no plots."""
 
+import contextlib
+import ctypes
+import inspect
+import itertools
 import json
 import math
 import numbers
 import os
+import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +23,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from normlib import parts
 from normlib.datasets import Dataset
 from normlib.nets import Net, Parameter, Wide
 from normlib.rules import Rule
@@ -33,6 +41,9 @@ _ENDS = {
     "test_loss": "test loss, cross-entropy in nats",
     "test_error": "test error, fraction of images",
 }
+# Steps after which each network's loss and norms are kept, to recognise the same training.
+EARLY = (1, 10, 50)
+
 _TRACES = {
     "weight_norm": "norm of the layer's weights before the step",
     "gradient_norm": "norm of the loss gradient there, without decay",
@@ -40,10 +51,20 @@ _TRACES = {
     "angle": "angle that the layer's weights turn in the step, radians",
 }
 
+_VARIABLES = (
+    {name: ((), text) for name, text in _ENDS.items()}
+    | {name: (("layer", "step"), text) for name, text in _TRACES.items()}
+    | {
+        "loss": (("step",), "loss on the step's minibatch, nats"),
+        "early_loss": (("early",), "minibatch loss after a few steps, a fingerprint"),
+        "early_norm": (("layer", "early"), "norm of the weights after a few steps"),
+    }
+)
+
 
 @dataclass(frozen=True)
 class _Plan:
-    """One sweep, checked and ready to train; `cells` holds one value a network for each column."""
+    """One sweep, checked and ready to train."""
 
     net: Net
     data: Dataset
@@ -57,7 +78,8 @@ class _Plan:
     decay: str
     precision: str
     every: int
-    chunk: int
+    chunk: int | None
+    threads: int
     device: torch.device
 
     @property
@@ -70,8 +92,49 @@ class _Plan:
         return sorted({*range(0, self.steps, self.every), self.steps - 1})
 
     @property
+    def early(self) -> list[int]:
+        return [step for step in EARLY if step < self.steps]
+
+    @property
     def columns(self) -> dict[str, np.ndarray]:
+        """The hyperparameters of every cell, one value a network."""
         return {name: values.values.reshape(-1) for name, values in self.grid.items()}
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Everything that the results depend on but the seed, as JSON can hold it.
+
+        How many networks stand side by side and the number of threads change results by rounding
+        only; they are kept with each part and reused.
+        """
+        data = self.data
+        return {
+            "net": self.net.settings,
+            "data": {
+                "source": data.source,
+                "shape": [len(data.x_train), len(data.x_test), *data.shape],
+                # Rounded: the last bits of generated data differ between processors.
+                "size": [
+                    f"{float(x.double().abs().mean()):.3f}" for x in (data.x_train, data.x_test)
+                ],
+                "labels": parts.fingerprint([data.y_train.tolist(), data.y_test.tolist()]),
+            },
+            "rule": repr(self.rule),
+            "grid": {name: [f"{v:.9g}" for v in column] for name, column in self.columns.items()},
+            "factors": parts.fingerprint([f"{v:.9g}" for v in self.factors]),
+            "factors_other": parts.fingerprint([f"{v:.9g}" for v in self.factors_other]),
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "decay": self.decay,
+            "precision": self.precision,
+            "every": self.every,
+            "device": self.device.type,
+        }
+
+    @property
+    def spec(self) -> str:
+        """The settings as a short digest."""
+        return parts.fingerprint(self.settings)
 
 
 def sweep(
@@ -92,6 +155,7 @@ def sweep(
     precision: str = "float32",
     every: int = 10,
     chunk: int | None = None,
+    keep: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -131,7 +195,13 @@ def sweep(
     every : int
         Traces hold every `every`-th step and the last.
     chunk : int or None
-        How many networks to train side by side (None: a choice for the device).
+        How many networks to train side by side (None: a choice for the network and the device).
+    keep : str, Path or None
+        A folder of this sweep's own. Finished parts (one seed, one chunk) are written there, and
+        a later call with the same arguments computes only what is missing, to the same bits;
+        seeds may be added. Parts that are damaged or of another sweep are set aside with a
+        warning. If a part cannot be written, its results are returned all the same, and a warning
+        says what was not kept.
     device : str or None
         None: CUDA where there is one, else the CPU.
     progress : bool or None
@@ -143,7 +213,8 @@ def sweep(
         ``train_loss``, ``train_error``, ``test_loss``, ``test_error`` at the end, over the
         dimensions of the grid and the seed; ``loss`` (minibatch) over step too; ``weight_norm``,
         ``gradient_norm``, ``effective_lr``, ``angle`` over layer and step too. A trace at step t
-        holds the weights before that step. Errors are fractions, angles radians.
+        holds the weights before that step. Errors are fractions, angles radians. ``early_loss``
+        and ``early_norm``, after 1, 10 and 50 steps, are a fingerprint of the training.
 
     Raises
     ------
@@ -165,14 +236,66 @@ def sweep(
         net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
         schedule_other, scale, decay, precision, every, chunk, device,
     )  # fmt: skip
+    return _run(plan, None if keep is None else Path(keep), progress)
+
+
+def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
     start = time.perf_counter()
-    parts = list(_parts(plan))
+    plan, results = _resume(plan, folder)
+    todo = [part for part in _parts(plan) if part not in results]
+    lost: dict[str, str] = {}
     bar = tqdm(
-        total=plan.steps * len(parts), unit="step", disable=not _watched(progress), leave=False
+        total=plan.steps * len(todo), unit="step", disable=not _watched(progress), leave=False
     )
-    with bar:
-        results = [_train(plan, seed, cells, bar.update) for seed, cells in parts]
-    return _assemble(plan, results, time.perf_counter() - start)
+    with bar, _memory_kept(plan.device), _threads(plan.threads):
+        for part in todo:
+            began = time.perf_counter()
+            results[part] = _train(plan, part, bar.update)
+            if folder is not None:
+                about = {"seconds": round(time.perf_counter() - began, 2), **_provenance(plan)}
+                try:
+                    parts.write(folder, part.label, results[part], {**part.about, **about})
+                except OSError as error:
+                    lost[part.label] = str(error)
+    if lost:
+        warnings.warn(
+            f"{len(lost)} of {len(todo)} parts could not be kept in {folder} "
+            f"({next(iter(lost.values()))}): {', '.join(lost)}. Their results are returned; "
+            "another run would compute them again.",
+            stacklevel=3,
+        )
+    ordered = [results[part] for part in _parts(plan)]
+    return _assemble(plan, ordered, time.perf_counter() - start)
+
+
+def plan(**arguments: object) -> _Plan:
+    """The checked plan of a sweep, without running it; its `spec` identifies the results."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(sweep).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    arguments = {**defaults, **arguments}
+    return _plan(**{name: arguments[name] for name in inspect.signature(_plan).parameters})
+
+
+def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) -> xr.Dataset:
+    """The dataset of a sweep from all its parts, each with what it says about itself.
+
+    Raises
+    ------
+    RuntimeError
+        If a part is missing.
+    """
+    results, chunk = {}, plan.chunk
+    for arrays, about in kept:
+        results[_Part(about["seed"], about["first"], about["stop"])] = arrays
+        chunk = about["chunk"]
+    plan = replace(plan, chunk=chunk)
+    missing = [part.label for part in _parts(plan) if part not in results]
+    if missing:
+        raise RuntimeError(f"parts are missing: {', '.join(missing)}")
+    return _assemble(plan, [results[part] for part in _parts(plan)], 0.0)
 
 
 # Arguments --------------------------------------------------------------------------------------
@@ -226,10 +349,10 @@ def _plan(
     if schedule_other is not None:
         other = _factors("schedule_other", schedule_other, steps)
     device = _device(device)
-    chunk = _count("chunk", 32 if chunk is None else chunk)
+    chunk = None if chunk is None else _count("chunk", chunk)
     return _Plan(
         net, data, rule, grid, seeds, epochs, batch_size, factors, other,
-        decay, precision, every, chunk, device,
+        decay, precision, every, chunk, torch.get_num_threads(), device,
     )  # fmt: skip
 
 
@@ -330,21 +453,127 @@ def _watched(progress: bool | None) -> bool:
 # Training ---------------------------------------------------------------------------------------
 
 
-def _parts(plan: _Plan):
-    """(seed, indices of cells) of every wide network to train, of nearly equal sizes."""
-    cells = np.arange(len(plan.columns["lr"]))
+@contextlib.contextmanager
+def _memory_kept(device: torch.device) -> Iterator[None]:
+    """Let the process keep the memory it frees while a sweep runs on the CPU.
+
+    glibc hands a large tensor's memory back to the system when it is freed, and the next step has
+    to ask for it again, page by page: up to a third of a sweep's time. Elsewhere this does nothing.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of malloc.h
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 256 << 20)
+    try:
+        yield
+    finally:
+        # Where glibc's own adjustment ends, once a program has freed a tensor of 32 MB.
+        libc.mallopt(trim_threshold, 64 << 20)
+        libc.mallopt(top_pad, 128 << 10)
+        libc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with a number of threads, and leave the number as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One wide network of a sweep: a seed and a range of cells."""
+
+    seed: int
+    first: int
+    stop: int
+
+    @property
+    def label(self) -> str:
+        return f"seed{self.seed}-cells{self.first}-{self.stop}"
+
+    @property
+    def about(self) -> dict[str, int]:
+        return {"seed": self.seed, "first": self.first, "stop": self.stop}
+
+
+def _parts(plan: _Plan) -> Iterator[_Part]:
+    """Every wide network to train, of nearly equal sizes."""
+    cells = len(plan.columns["lr"])
+    count = math.ceil(cells / (plan.chunk or _side_by_side(plan)))
+    edges = [round(cells * i / count) for i in range(count + 1)]
     for seed in np.ravel(plan.seeds):
-        for part in np.array_split(cells, math.ceil(len(cells) / plan.chunk)):
-            yield int(seed), part
+        for first, stop in itertools.pairwise(edges):
+            yield _Part(int(seed), first, stop)
 
 
-def _train(plan: _Plan, seed: int, cells: np.ndarray, tick: Callable) -> dict[str, np.ndarray]:
+def _side_by_side(plan: _Plan) -> int:
+    """How many networks to train at once where nobody says."""
+    if plan.device.type != "cpu":
+        return 128
+    # On a CPU large images gain little from company, and their activations fill the memory.
+    return 32 if math.prod(plan.data.shape) <= 256 else 4
+
+
+def _resume(plan: _Plan, folder: Path | None) -> tuple[_Plan, dict[_Part, dict]]:
+    """The plan with the chunk and threads it was begun with, and the results kept so far."""
+    if folder is None or not folder.exists():
+        return plan, {}
+    if not folder.is_dir():
+        raise ValueError(f"keep must be a folder, but {folder} is a file")
+    found, begun = {}, None
+    for _, arrays, about in parts.usable(folder, plan.spec):
+        found[_Part(about["seed"], about["first"], about["stop"])] = arrays
+        begun = about
+    if begun is None:
+        return plan, {}
+    if plan.chunk not in (None, begun["chunk"]):
+        raise ValueError(
+            f"{folder} was begun with chunk={begun['chunk']}; leave chunk out, or use another "
+            "folder"
+        )
+    return replace(plan, chunk=begun["chunk"], threads=begun["threads"]), found
+
+
+def _provenance(plan: _Plan) -> dict[str, object]:
+    """What else a part says about itself."""
+    return {
+        "spec": plan.spec,
+        "settings": plan.settings,
+        "chunk": plan.chunk or _side_by_side(plan),
+        "threads": plan.threads,
+        "device": _name(plan.device),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _train(
+    plan: _Plan, part: _Part, tick: Callable, stop: int | None = None
+) -> dict[str, np.ndarray]:
+    """Train the networks of a part; with `stop`, only so many steps and without evaluation."""
+    seed, cells = part.seed, slice(part.first, part.stop)
     dtype = DTYPES[plan.precision]
     data = plan.data.to(plan.device, dtype)
-    wide = plan.net.wide(len(cells), data.shape, data.classes, seed, plan.device, dtype)
+    wide = plan.net.wide(part.stop - part.first, data.shape, data.classes, seed, plan.device, dtype)
 
     def column(name: str) -> Tensor:
-        values = torch.as_tensor(plan.columns[name][cells], dtype=dtype, device=plan.device)
+        values = torch.tensor(plan.columns[name][cells], dtype=dtype, device=plan.device)
         return values.view(-1, 1, 1)
 
     lr, lr_other, weight_decay = column("lr"), column("lr_other"), column("weight_decay")
@@ -355,12 +584,11 @@ def _train(plan: _Plan, seed: int, cells: np.ndarray, tick: Callable) -> dict[st
         wide.values[p.name].data = rule.start(wide.values[p.name].data)
         moves.append((p.name, rule, bool(p.invariant), _decays(p, plan.decay)))
     states = {name: rule.init(wide.values[name].data) for name, rule, _, _ in moves}
-    zero = torch.zeros_like(weight_decay)
 
     traces = _Traces(plan, wide)
     order = torch.Generator().manual_seed(seed)
     per_epoch = len(data.x_train) // plan.batch_size
-    for step in range(plan.steps):
+    for step in range(plan.steps if stop is None else stop):
         if step % per_epoch == 0:
             shuffled = torch.randperm(len(data.x_train), generator=order).to(plan.device)
         at = (step % per_epoch) * plan.batch_size
@@ -375,7 +603,7 @@ def _train(plan: _Plan, seed: int, cells: np.ndarray, tick: Callable) -> dict[st
                     grads[name],
                     states[name],
                     lr * factor if invariant else lr_other * factor_other,
-                    weight_decay if decays else zero,
+                    weight_decay if decays else 0.0,
                     step + 1,
                 )
                 wide.values[name].data = value
@@ -383,6 +611,8 @@ def _train(plan: _Plan, seed: int, cells: np.ndarray, tick: Callable) -> dict[st
         tick()
 
     results = traces.arrays()
+    if stop is not None:
+        return results
     for split in ("train", "test"):
         x, y = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
         loss, error = _evaluate(plan, wide, x, y)
@@ -424,7 +654,7 @@ def _gradients(plan: _Plan, wide: Wide, x: Tensor, y: Tensor) -> tuple[Tensor, d
 @torch.no_grad()
 def _evaluate(plan: _Plan, wide: Wide, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
     losses, wrong = 0.0, 0.0
-    for x_part, y_part in zip(x.split(1000), y.split(1000), strict=True):
+    for x_part, y_part in zip(x.split(plan.batch_size), y.split(plan.batch_size), strict=True):
         with _autocast(plan):
             logits = wide(x_part)
         logits = logits.to(DTYPES[plan.precision])
@@ -444,8 +674,16 @@ class _Traces:
         like = {"device": plan.device, "dtype": DTYPES[plan.precision]}
         self.values = {name: torch.zeros(shape, **like) for name in _TRACES}
         self.values["loss"] = torch.zeros(shape[0], shape[2], **like)
+        self.early = {step: i for i, step in enumerate(plan.early)}
+        self.values["early_loss"] = torch.zeros(shape[0], len(self.early), **like)
+        self.values["early_norm"] = torch.zeros(*shape[:2], len(self.early), **like)
 
     def before(self, step, wide, grads, loss, lr):
+        if step in self.early:
+            self.values["early_loss"][:, self.early[step]] = loss
+            for i, name in enumerate(self.layers):
+                norm = wide.values[name].data.flatten(1).norm(dim=1)
+                self.values["early_norm"][:, i, self.early[step]] = norm
         slot = self.slots.get(step)
         if slot is None:
             return None
@@ -489,13 +727,12 @@ def _assemble(plan: _Plan, results: list[dict[str, np.ndarray]], seconds: float)
         same = [d for d in dims if bool((values == values.isel({d: 0})).all())]
         coords[name] = values.isel(dict.fromkeys(same, 0), drop=True)
     coords |= {"seed": plan.seeds, "layer": list(plan.net.layers), "step": plan.measured}
+    coords["early"] = plan.early
     runs = xr.Dataset(coords=coords)
-    descriptions = {**_ENDS, **_TRACES, "loss": "loss on the step's minibatch, nats"}
-    for name, description in descriptions.items():
+    for name, (extra, description) in _VARIABLES.items():
         # parts come seed by seed, cells in order within a seed
         values = np.concatenate([r[name] for r in results])
         values = values.reshape(seeds, *sizes, *values.shape[1:])
-        extra = () if name in _ENDS else ("step",) if name == "loss" else ("layer", "step")
         array = xr.DataArray(np.moveaxis(values, 0, len(sizes)), dims=(*dims, "seed", *extra))
         if not plan.seeds.dims:
             array = array.isel(seed=0)
@@ -510,7 +747,7 @@ def _assemble(plan: _Plan, results: list[dict[str, np.ndarray]], seconds: float)
         "decay": plan.decay,
         "precision": plan.precision,
         "device": str(plan.device),
-        "threads": torch.get_num_threads(),
+        "threads": plan.threads,
         "torch": torch.__version__,
         "seconds": seconds,
     }

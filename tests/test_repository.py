@@ -18,7 +18,18 @@ ADDRESS = PROJECT["project"]["urls"]["Repository"]
 FILES = subprocess.run(
     ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split()
-LAYERS = ("theory", "invariance", "datasets", "rules", "nets", "sweeps", "tracking", "book")
+LAYERS = (
+    "theory",
+    "invariance",
+    "parts",
+    "datasets",
+    "rules",
+    "nets",
+    "sweeps",
+    "recordings",
+    "tracking",
+    "book",
+)
 
 
 def text(name):
@@ -67,10 +78,17 @@ def test_lower_bounds_only_move_neither_torch_nor_numpy():
         assert re.fullmatch(r"[A-Za-z0-9._-]+>=[0-9.]+", item), item
 
 
-@pytest.mark.parametrize("name", [p.stem for p in sorted((ROOT / "normlib").glob("[a-z]*.py"))])
+MODULES = {
+    path.relative_to(ROOT / "normlib").parts[0].removesuffix(".py"): path
+    for path in sorted((ROOT / "normlib").rglob("*.py"))
+    if path.name != "__main__.py" and path.parent.name + path.name != "normlib__init__.py"
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name):
     """A module imports only from those above it in the list."""
-    tree = ast.parse(text(f"normlib/{name}.py"))
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normlib"):

@@ -1,0 +1,148 @@
+"""Sweeps computed once and shipped with the package. Knows their definitions and their parts.
+
+`DEFINITIONS` says what each recording is; the parts beside this file hold what came out, with the
+specification they were made from. `python -m normlib.recordings` makes what is missing.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from normlib import datasets, nets, parts, rules, sweeps
+
+FOLDER = Path(__file__).parent
+
+
+def linear_end(step: int, steps: int) -> float:
+    """A constant learning rate that falls to 0 in a straight line over the last 30 % of the steps.
+
+    >>> [linear_end(step, 10) for step in (0, 7, 9)]
+    [1.0, 1.0, 0.3333333333333333]
+    """
+    return min(1.0, (steps - step) / (0.3 * steps))
+
+
+def _grid(rule: rules.Rule, **changes: object) -> dict[str, object]:
+    """What all grids of MNIST-1D share."""
+    return {
+        "net": nets.convnet(width=25, depth=3, norm="batch"),
+        "data": datasets.mnist1d(),
+        "rule": rule,
+        "seed": range(5),
+        "epochs": 40,
+        "batch_size": 100,
+        "schedule": linear_end,
+        "every": 100,
+        **changes,
+    }
+
+
+def _nesterov() -> dict[str, object]:
+    return _grid(
+        rules.nesterov(0.9),
+        lr=[0.01, 0.03, 0.1, 0.3, 1, 3],
+        weight_decay=[0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
+    )
+
+
+DEFINITIONS = {
+    # The Nesterov grid, the paper's way: one learning rate for every parameter.
+    "nesterov": _nesterov,
+    # The same, with γ, β and the head at a learning rate of their own.
+    "nesterov_other": lambda: _nesterov() | {"lr_other": 0.05},
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded sweep.
+
+    Attributes
+    ----------
+    name : str
+    definition : dict
+        The arguments of `nl.sweep` that make it.
+    runs : xarray.Dataset
+        What came out, raw values of every seed.
+    provenance : list of dict
+        For each part: versions, device, threads, date and seconds.
+    """
+
+    name: str
+    definition: dict[str, object]
+    runs: xr.Dataset
+    provenance: list[dict[str, object]]
+
+    def rerun(self, **changes: object) -> xr.Dataset:
+        """Compute it now, with some arguments of `nl.sweep` changed.
+
+        >>> recording = recorded("nesterov")  # doctest: +SKIP
+        >>> recording.rerun(seed=range(3))  # doctest: +SKIP
+        """
+        return sweeps.sweep(**self.definition | changes)
+
+
+def recorded(name: str) -> Recording:
+    """A sweep that takes minutes, from the parts that were shipped.
+
+    With the environment variable ``NORMLIB_RERUN=1`` it is computed anew instead.
+
+    Parameters
+    ----------
+    name : str
+        One of ``normlib.recordings.DEFINITIONS``.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    RuntimeError
+        If parts are missing, damaged, or of another specification than the definition's.
+
+    Notes
+    -----
+    Chapter 04 shows the first ones.
+    """
+    definition = _definition(name)
+    if os.environ.get("NORMLIB_RERUN") == "1":
+        return Recording(name, definition, sweeps.sweep(**definition), [])
+    plan = sweeps.plan(**definition)
+    found = {}
+    for path in sorted((FOLDER / name).glob("*.npz")):
+        try:
+            arrays, about = parts.read(path)
+        except ValueError as error:
+            raise RuntimeError(f'recording "{name}": {error}') from None
+        if about["spec"] != plan.spec:
+            raise RuntimeError(
+                f'recording "{name}" was made from another specification than its definition '
+                "has now; make it again with: python -m normlib.recordings"
+            )
+        found[path] = arrays, about
+    if not found:
+        raise RuntimeError(
+            f'recording "{name}" has no parts; make it: python -m normlib.recordings'
+        )
+    runs = sweeps.assemble(plan, found.values())
+    keys = ("device", "threads", "torch", "numpy", "python", "machine", "date", "seconds")
+    provenance = [{key: about[key] for key in keys} for _, about in found.values()]
+    runs.attrs["seconds"] = sum(p["seconds"] for p in provenance)
+    runs.attrs |= {key: provenance[0][key] for key in ("torch", "device", "threads", "date")}
+    return Recording(name, definition, runs, provenance)
+
+
+def _definition(name: str) -> dict[str, object]:
+    if name not in DEFINITIONS:
+        raise ValueError(f'no recording is named "{name}"; there are {", ".join(DEFINITIONS)}')
+    return DEFINITIONS[name]()
+
+
+def record(name: str) -> None:
+    """Make or finish a recording; an interrupted one goes on where it stopped."""
+    sweeps.sweep(**_definition(name), keep=FOLDER / name)

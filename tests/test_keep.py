@@ -1,0 +1,261 @@
+"""A sweep that is interrupted or damaged ends as if nothing had happened."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import normlib as nl
+from normlib import parts, sweeps
+
+ARGUMENTS = dict(lr=[0.01, 0.03, 0.1], weight_decay=[0, 1e-2], seed=range(2), epochs=2, chunk=2)
+
+
+def run(data, keep=None, **changes):
+    return nl.sweep(
+        nl.convnet(width=8, depth=2), data, nl.nesterov(), keep=keep, **ARGUMENTS | changes
+    )
+
+
+def files(folder):
+    return sorted(folder.glob("*.npz"))
+
+
+def same_bits(one, other):
+    assert set(one.data_vars) == set(other.data_vars)
+    for name in one.data_vars:
+        np.testing.assert_array_equal(one[name].values, other[name].values, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(data):
+    return run(data)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The labels of parts that are trained."""
+    labels, train = [], sweeps._train
+
+    def note(plan, part, *rest):
+        labels.append(part.label)
+        return train(plan, part, *rest)
+
+    monkeypatch.setattr(sweeps, "_train", note)
+    return labels
+
+
+def test_kept_and_not_kept_are_the_same_bits(data, whole, tmp_path, trained):
+    same_bits(run(data, tmp_path), whole)
+    assert len(files(tmp_path)) == len(trained) == 6
+    same_bits(run(data, tmp_path), whole)
+    assert len(trained) == 6
+
+
+def test_seeds_may_be_added(data, tmp_path, trained):
+    first = run(data, tmp_path)
+    more = run(data, tmp_path, seed=range(3))
+    assert trained[6:] == ["seed2-cells0-2", "seed2-cells2-4", "seed2-cells4-6"]
+    same_bits(more.sel(seed=[0, 1]), first)
+
+
+def test_twenty_kills_at_random_moments_lose_nothing(data, whole, tmp_path):
+    def work():
+        torch.set_num_threads(1)
+        run(data, tmp_path)
+
+    chance, context = random.Random(0), multiprocessing.get_context("fork")
+    start = time.perf_counter()
+    run(data)
+    length = time.perf_counter() - start
+    counts = []
+    for _ in range(20):
+        with warnings.catch_warnings():  # forking a process with threads that stand still
+            warnings.simplefilter("ignore")
+            process = context.Process(target=work)
+            process.start()
+        time.sleep(chance.uniform(0, length / 3))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        counts.append(len(files(tmp_path)))
+        if counts[-1] == 6:
+            same_bits(run(data, tmp_path), whole)
+            for path in files(tmp_path):
+                path.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no part was left damaged
+        same_bits(run(data, tmp_path), whole)
+    assert 0 < len([c for c in counts if c]) <= 20
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def damaged(data, tmp_path, whole, damage, match, trained):
+    run(data, tmp_path)
+    victim = files(tmp_path)[2]
+    damage(victim)
+    trained.clear()
+    with pytest.warns(UserWarning, match=match) as caught:
+        again = run(data, tmp_path)
+    assert victim.name in str(caught[0].message)
+    same_bits(again, whole)
+    assert len(trained) == 1
+    assert victim.with_name(victim.name + ".aside").exists()
+    assert len(files(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("position", [0.001, 0.3, 0.5, 0.9, 0.999])
+def test_a_flipped_bit_is_noticed(data, tmp_path, whole, trained, position):
+    def flip(path):
+        content = bytearray(path.read_bytes())
+        content[int(position * len(content))] ^= 1
+        path.write_bytes(content)
+
+    damaged(data, tmp_path, whole, flip, "damaged", trained)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_a_truncated_part_is_noticed(data, tmp_path, whole, trained, share):
+    def cut(path):
+        os.truncate(path, int(share * path.stat().st_size))
+
+    damaged(data, tmp_path, whole, cut, "damaged", trained)
+
+
+def test_a_part_of_another_sweep_is_set_aside(data, tmp_path, whole):
+    run(data, tmp_path, epochs=1)
+    with pytest.warns(UserWarning, match="another sweep"):
+        again = run(data, tmp_path)
+    same_bits(again, whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(lr=[0.01, 0.03, 0.11]),
+        dict(weight_decay=[0, 2e-2]),
+        dict(epochs=3),
+        dict(batch_size=50),
+        dict(schedule="cosine"),
+        dict(schedule_other="cosine"),
+        dict(lr_other=0.1),
+        dict(scale=2.0),
+        dict(decay="all"),
+        dict(precision="bfloat16"),
+        dict(every=7),
+        dict(net=nl.convnet(width=9, depth=2)),
+        dict(net=nl.convnet(width=8, depth=2, eps=1e-6)),
+        dict(rule=nl.nesterov(0.8)),
+        dict(rule=nl.momentum(0.9)),
+        dict(rule=nl.unit_norm(nl.nesterov(), per="layer")),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_argument_that_matters_changes_the_specification(data, changes):
+    arguments = dict(net=nl.convnet(width=8, depth=2), data=data, rule=nl.nesterov()) | ARGUMENTS
+    assert sweeps.plan(**arguments).spec != sweeps.plan(**arguments | changes).spec
+
+
+def test_the_specification_does_not_depend_on_seeds_chunk_or_threads(data):
+    arguments = dict(net=nl.convnet(width=8, depth=2), data=data, rule=nl.nesterov()) | ARGUMENTS
+    spec = sweeps.plan(**arguments).spec
+    assert sweeps.plan(**arguments | dict(seed=7, chunk=1)).spec == spec
+
+
+def test_chunk_and_threads_are_those_it_was_begun_with(data, tmp_path):
+    first = run(data, tmp_path, chunk=2)
+    files(tmp_path)[0].unlink()
+    torch.set_num_threads(2)
+    try:
+        same_bits(run(data, tmp_path, chunk=None), first)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    with pytest.raises(ValueError, match="chunk=2"):
+        run(data, tmp_path, chunk=3)
+
+
+def test_keep_must_be_a_folder(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="folder"):
+        run(data, tmp_path / "file")
+
+
+def test_a_failed_write_loses_nothing_that_was_computed(data, tmp_path, whole, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.warns(UserWarning, match=r"6 of 6 parts.*No space left.*seed0-cells0-2"):
+        same_bits(run(data, tmp_path), whole)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """tmpfs(options) -> a small file system of its own; only root can mount one."""
+    mounted = []
+
+    def mount(options):
+        if not shutil.which("mount") or os.geteuid() != 0:
+            pytest.skip("only root can mount a file system")
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)], capture_output=True
+        )
+        if made.returncode:
+            pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
+        mounted.append(tmp_path)
+        return tmp_path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_loses_nothing_that_was_computed(data, whole, tmpfs):
+    folder = tmpfs("size=16k")
+    with pytest.warns(UserWarning, match="could not be kept"):
+        same_bits(run(data, folder), whole)
+    assert 0 < len(files(folder)) < 6  # what fitted is there and whole
+    assert not list(folder.glob("*.tmp"))
+    with pytest.warns(UserWarning, match="could not be kept"):
+        same_bits(run(data, folder), whole)
+
+
+def test_a_read_only_folder_loses_nothing_that_was_computed(data, whole, tmpfs):
+    folder = tmpfs("size=10m")
+    run(data, folder)
+    files(folder)[0].unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    with pytest.warns(UserWarning, match="1 of 1 parts could not be kept"):
+        same_bits(run(data, folder), whole)
+
+
+def test_a_part_says_what_it_was_made_with(data, tmp_path):
+    run(data, tmp_path)
+    arrays, about = parts.read(files(tmp_path)[0])
+    assert arrays["test_error"].shape == (2,)
+    assert about["torch"] == torch.__version__
+    assert about["settings"]["epochs"] == 2
+    assert about["threads"] == 1
+    assert about["seconds"] > 0
+
+
+def test_parts_open_with_numpy_alone(data, tmp_path):
+    run(data, tmp_path)
+    with np.load(files(tmp_path)[0]) as file:
+        assert "weight_norm" in file.files
+
+
+def test_memory_settings_do_not_change_results(data, whole):
+    plan = sweeps.plan(net=nl.convnet(width=8, depth=2), data=data, rule=nl.nesterov(), **ARGUMENTS)
+    part = next(iter(sweeps._parts(plan)))
+    bare = sweeps._train(plan, part, lambda: None)
+    np.testing.assert_array_equal(bare["test_loss"], whole.test_loss.sel(seed=0).values.ravel()[:2])

@@ -1,0 +1,96 @@
+"""The recordings are what their definitions say, and what the code computes now."""
+
+import numpy as np
+import pytest
+
+import normlib as nl
+from normlib import recordings, sweeps
+
+NAMES = tuple(recordings.DEFINITIONS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recording_belongs_to_its_definition_and_is_complete(name):
+    recording = nl.recorded(name)
+    assert np.isfinite(recording.runs.test_error).mean() > 0.5
+    assert recording.provenance[0]["torch"]
+    assert sum(p["seconds"] for p in recording.provenance) > 1
+    # an interrupted or repeated recording leaves nothing behind
+    folder = recordings.FOLDER / name
+    assert not [path for path in folder.iterdir() if path.suffix != ".npz"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_cells_start_as_they_would_now(name):
+    """Loss and norms after 1, 10 and 50 steps of two cells: the same data, network and rule."""
+    recording = nl.recorded(name)
+    plan = sweeps.plan(**recording.definition | {"chunk": 1})
+    sizes = [recording.runs.sizes[d] for d in ("lr", "weight_decay")]
+    for i, j in ((1, 2), (2, 4)):
+        cell = i * sizes[1] + j
+        now = sweeps._train(plan, sweeps._Part(0, cell, cell + 1), lambda: None, stop=51)
+        then = recording.runs.isel(lr=i, weight_decay=j, seed=0)
+        np.testing.assert_allclose(now["early_loss"][0], then.early_loss, rtol=1e-4)
+        np.testing.assert_allclose(now["early_norm"][0], then.early_norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
+    recording = nl.recorded(name)
+    cell = dict(lr=2, weight_decay=4)
+    recorded = 100 * recording.runs.test_error.isel(cell)
+    now = recording.rerun(lr=float(recorded.lr), weight_decay=float(recorded.weight_decay), seed=0)
+    # a 99 % prediction interval of one more run: t for 4 degrees of freedom, plus rounding
+    reach = 4.604 * float(recorded.std("seed", ddof=1)) * (1 + 1 / 5) ** 0.5 + 0.1
+    assert abs(100 * float(now.test_error) - float(recorded.mean())) <= reach
+
+
+def test_another_rate_starts_differently():
+    """The fingerprint does tell cells apart."""
+    runs = nl.recorded(NAMES[0]).runs.isel(seed=0, weight_decay=2)
+    first, second = runs.early_norm.isel(lr=1), runs.early_norm.isel(lr=2)
+    assert float(abs(first / second - 1).isel(early=-1).min()) > 1e-3
+
+
+def test_a_changed_definition_is_refused(monkeypatch):
+    changed = recordings.DEFINITIONS[NAMES[0]]() | {"epochs": 41}
+    monkeypatch.setitem(recordings.DEFINITIONS, NAMES[0], lambda: changed)
+    with pytest.raises(RuntimeError, match="another specification"):
+        nl.recorded(NAMES[0])
+
+
+def test_a_missing_or_damaged_part_is_refused(monkeypatch, tmp_path):
+    for path in sorted((recordings.FOLDER / NAMES[0]).glob("*.npz")):
+        (tmp_path / NAMES[0]).mkdir(exist_ok=True)
+        (tmp_path / NAMES[0] / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    nl.recorded(NAMES[0])
+    victim = sorted((tmp_path / NAMES[0]).glob("*.npz"))[0]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1])
+    with pytest.raises(RuntimeError, match="damaged"):
+        nl.recorded(NAMES[0])
+    victim.unlink()
+    with pytest.raises(RuntimeError, match="missing"):
+        nl.recorded(NAMES[0])
+
+
+def test_an_unknown_recording_is_named():
+    with pytest.raises(ValueError, match="nesterof"):
+        nl.recorded("nesterof")
+
+
+def test_rerun_computes_with_changes(monkeypatch):
+    small = recordings.DEFINITIONS[NAMES[0]]() | {
+        "net": nl.convnet(width=3, depth=1), "lr": [0.1], "weight_decay": [0.01], "epochs": 1,
+    }  # fmt: skip
+    monkeypatch.setitem(recordings.DEFINITIONS, "small", lambda: small)
+    monkeypatch.setenv("NORMLIB_RERUN", "1")
+    recording = nl.recorded("small")
+    assert recording.runs.sizes["seed"] == 5
+    assert recording.rerun(seed=[7]).seed.values.tolist() == [7]
+
+
+def test_recordings_are_small():
+    size = sum(path.stat().st_size for path in recordings.FOLDER.rglob("*.npz"))
+    assert size < 20e6
