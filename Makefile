@@ -3,6 +3,7 @@
 # make serve  show the built pages at http://127.0.0.1:8000
 # make test   everything that CI checks
 # make notebooks   run every chapter in place
+# make bench  measure the speed, and write book/performance.md (about ten minutes)
 # make clean  remove what was built; the environment stays
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
@@ -13,7 +14,7 @@ CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: book html serve test notebooks lint unit nbval pages clean env
+.PHONY: book html serve test notebooks lint unit nbval pages bench clean env
 .DEFAULT_GOAL := book
 
 env: $(READY)
@@ -67,6 +68,9 @@ pages: $(READY)
 	rm -rf _build/html _build/.doctrees
 	$(BIN)/jupyter-book build . -n -W --keep-going -q
 	$(BIN)/python -m pytest tests/built
+
+bench: $(READY)
+	$(BIN)/python tools/bench.py --write
 
 clean:
 	rm -rf _build dist
