@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import normlib as nl
+from normlib import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, MOMENTUM, BATCH = 0.03, 1e-3, 0.9, 100
@@ -39,16 +40,16 @@ def random_images(shape, count=2000):
 
 
 def sweep(net, data, k, steps, **settings):
-    part = nl.Dataset(data.x_train, data.y_train, data.x_test[:100], data.y_test[:100], 10, "")
-    per_epoch = len(data.x_train) // BATCH
-    epochs = max(1, round(steps / per_epoch))
-    start = time.perf_counter()
-    nl.sweep(
-        net, part, nl.nesterov(MOMENTUM), lr=list(LR * (1 + 1e-3 * np.arange(k))),
-        weight_decay=WEIGHT_DECAY, epochs=epochs, batch_size=BATCH, progress=False,
-        every=100, **settings,
+    """As `nl.sweep` trains and measures, without the evaluation at its end."""
+    plan = sweeps.plan(
+        net=net, data=data, rule=nl.nesterov(MOMENTUM), lr=list(LR * (1 + 1e-3 * np.arange(k))),
+        weight_decay=WEIGHT_DECAY, batch_size=BATCH, **settings,
     )  # fmt: skip
-    return 1e3 * (time.perf_counter() - start) / (epochs * per_epoch * k)
+    start = time.perf_counter()
+    with sweeps._memory_kept(plan.device):
+        for part in sweeps._parts(plan):
+            sweeps._train(plan, part, lambda: None, stop=steps)
+    return 1e3 * (time.perf_counter() - start) / (steps * k)
 
 
 def train_one(net, x, y, steps):
@@ -188,8 +189,8 @@ machine. It is written by `make bench`; every figure is the median of paired run
 methods take their turn in each round. Times are **milliseconds per step and network**, minibatch
 100, Nesterov momentum.
 
-- **sweep**: `nl.sweep` in single precision, its measurements and its share of the evaluation
-  included; **bfloat16**: the same with `precision="bfloat16"`.
+- **sweep**: `nl.sweep` in single precision with its measurements, without the evaluation at its
+  end (as for all methods); **bfloat16**: the same with `precision="bfloat16"`.
 - **loop**: the plain PyTorch loop, one network after the other, all threads.
 - **processes**: the plain loop in one process a core, one thread each (joblib); the start of the
   processes is not counted.
@@ -235,8 +236,8 @@ def main():
         f"torch {torch.__version__}; matrix products at {speed / 1e9:.0f} GFLOP/s; "
         f"{rounds} rounds.")  # fmt: skip
     cases = (
-        ("ConvNet, 25 channels, MNIST-1D", nl.convnet(), data, (1, 8, 32, 128), 200),
-        ("MLP, 100 units, MNIST-1D", nl.mlp(), data, (1, 8, 32, 128), 200),
+        ("ConvNet, 25 channels, MNIST-1D", nl.convnet(), data, (1, 8, 32, 128), 60),
+        ("MLP, 100 units, MNIST-1D", nl.mlp(), data, (1, 8, 32, 128), 60),
         ("ConvNet, 64 channels, images of 3 × 32 × 32", nl.convnet(width=64),
          random_images((3, 32, 32)), (1, 4), 20),
     )  # fmt: skip
@@ -251,8 +252,8 @@ def main():
         for k in ks[:1] if quick else ks:
             n = max(5, steps // 20) if quick else steps
             methods = {
-                "sweep": run(sweep, net, images, k, 2 * n),
-                "bfloat16": run(sweep, net, images, k, 2 * n, precision="bfloat16"),
+                "sweep": run(sweep, net, images, k, n),
+                "bfloat16": run(sweep, net, images, k, n, precision="bfloat16"),
                 "loop": run(loop, net, images, k, n),
                 "processes": run(processes, net, images, k, n),
                 "vmap": run(vmap, net, images, k, max(5, n // 10)),
