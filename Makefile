@@ -6,7 +6,7 @@
 # make bench  measure the speed, and write book/performance.md (about ten minutes)
 # make clean  remove what was built; the environment stays
 
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Exact versions, so that an environment made next year is this one. Empty for the newest.
@@ -16,6 +16,7 @@ JOBS ?= 2
 
 .PHONY: book html serve test notebooks lint unit nbval pages bench clean env
 .DEFAULT_GOAL := book
+.NOTPARALLEL:
 
 env: $(READY)
 

@@ -35,24 +35,21 @@ class CheckError(AssertionError):
     """A measurement lies outside its band: the page's claim does not hold here."""
 
 
-# Student's t at 97.5 % for 1 … 30 degrees of freedom; the normal value beyond.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-      2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-      2.052, 2.048, 2.045, 2.042)  # fmt: skip
-
-
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % t-interval (mean, low, high) of independent values, e.g. one a seed.
 
     >>> [round(v, 2) for v in interval([1.0, 2.0, 3.0])]
     [2.0, -0.48, 4.48]
     """
+    from scipy import stats  # slow to import, and few need it
+
     values = np.ravel(np.asarray(values, float))
+    if len(values) == 0:
+        raise ValueError("interval needs at least one value")
     mean = float(values.mean())
     if len(values) == 1:
         return mean, mean, mean
-    t = _T[len(values) - 2] if len(values) - 1 <= len(_T) else 1.96
-    half = t * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * float(stats.sem(values))
     return mean, mean - half, mean + half
 
 
@@ -219,6 +216,8 @@ def scrubber(
     labels = [f"{v:g}" for v in values] if labels is None else list(labels)
     if not 2 <= len(values) <= 9 or len(labels) != len(values):
         raise ValueError(f"a scrubber takes 2 to 9 values with a label each, got {len(values)}")
+    if not 0 <= start < len(values):
+        raise ValueError(f"a scrubber's start must be the position of a value, got {start}")
     if "{}" not in alt:
         raise ValueError("alt must contain {} for the value's label")
     radios, frames = [], []

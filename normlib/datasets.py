@@ -42,6 +42,18 @@ class Dataset:
                     f"x_{name} must be (N, C, H, W) and y_{name} (N,) with N ≥ 1; "
                     f"got {tuple(x.shape)} and {tuple(y.shape)}"
                 )
+            if not x.is_floating_point() or not x.isfinite().all():
+                raise ValueError(f"x_{name} must hold finite floating point numbers, got {x.dtype}")
+            if y.dtype != torch.int64 or y.min() < 0 or y.max() >= self.classes:
+                raise ValueError(
+                    f"y_{name} must be int64 labels from 0 to {self.classes - 1}; "
+                    f"got {y.dtype} from {int(y.min())} to {int(y.max())}"
+                )
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise ValueError(
+                f"x_test's images are {tuple(self.x_test.shape[1:])}, x_train's "
+                f"{tuple(self.x_train.shape[1:])}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """Scale invariance of any loss of any torch model. Knows autograd; nothing of our networks."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,19 +35,20 @@ def rescaled(model: nn.Module, factors: Mapping[str, float | Tensor]) -> Iterato
     True
     """
     named = dict(model.named_parameters())
+    factors = {name: torch.as_tensor(factor) for name, factor in factors.items()}
     for name, factor in factors.items():
         if name not in named:
             raise ValueError(f"{name!r} is no parameter of the model; it has {', '.join(named)}")
         try:
-            torch.as_tensor(factor).expand(named[name].shape)
+            factor.expand(named[name].shape)
         except RuntimeError:
-            shapes = f"{tuple(torch.as_tensor(factor).shape)} to {tuple(named[name].shape)}"
+            shapes = f"{tuple(factor.shape)} to {tuple(named[name].shape)}"
             raise ValueError(f"the factor of {name!r} does not broadcast: {shapes}") from None
     kept = {name: named[name].detach().clone() for name in factors}
     try:
         with torch.no_grad():
             for name, factor in factors.items():
-                named[name].mul_(factor)
+                named[name].mul_(factor.to(named[name]))
         yield model
     finally:
         with torch.no_grad():
@@ -55,7 +56,7 @@ def rescaled(model: nn.Module, factors: Mapping[str, float | Tensor]) -> Iterato
                 named[name].copy_(value)
 
 
-def euler(loss: Tensor, weights: Sequence[Tensor], dims: int | None = None) -> list[Tensor]:
+def euler(loss: Tensor, weights: Iterable[Tensor], dims: int | None = None) -> list[Tensor]:
     """Euler's test of scale invariance: the cosine between weights and their gradient.
 
     A loss that does not change with the scale of w satisfies ⟨w, ∇L(w)⟩ = 0, and only such a one
@@ -65,7 +66,8 @@ def euler(loss: Tensor, weights: Sequence[Tensor], dims: int | None = None) -> l
     ----------
     loss : Tensor
         A scalar that was computed from `weights`.
-    weights : sequence of Tensor
+    weights : iterable of Tensor
+        E.g. ``model.parameters()``.
     dims : int or None
         Number of leading dimensions that index groups: None for one cosine a tensor, 1 for one a
         channel.
@@ -85,6 +87,7 @@ def euler(loss: Tensor, weights: Sequence[Tensor], dims: int | None = None) -> l
     >>> euler((w / w.norm())[0], [w])[0].abs() < 1e-6
     tensor(True)
     """
+    weights = [weights] if isinstance(weights, Tensor) else list(weights)
     gradients = torch.autograd.grad(loss, weights, retain_graph=True)
     cosines = []
     for w, g in zip(weights, gradients, strict=True):

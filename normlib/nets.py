@@ -7,7 +7,7 @@ A `Net` describes an architecture. `net.module(...)` is one ordinary torch netwo
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -150,8 +150,13 @@ class Net:
         dtype: torch.dtype = torch.float32,
     ) -> "Wide":
         """`networks` copies of one network, initialised by torch with `seed`, side by side."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        if networks < 1 or classes < 1 or len(shape) != 3:
+            raise ValueError(
+                "networks and classes must be at least 1 and shape (C, H, W); "
+                f"got {networks}, {classes} and {tuple(shape)}"
+            )
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch GPUs too
             module = self.module(shape, classes)
         return Wide(self, networks, shape, classes, module.state_dict(), device, dtype)
 
@@ -223,7 +228,7 @@ class ConvNet(Net):
             out, inputs, *kernel = self._weight_shape(i, wide.shape)
             weight, bias = wide.weight(layer), wide.bias(layer)
             geometry = self._geometry(i, wide.shape)
-            if inputs == 1:
+            if i == 1 and inputs == 1:
                 h = _one_channel_convolution(h, weight.reshape(k * out, -1), bias, kernel, geometry)
             else:
                 # Rows hold (height, width, inputs): seen this way the weight is channels-last.
@@ -296,7 +301,16 @@ class Wide:
         Running means and variances of batch norm, (K·C,).
     """
 
-    def __init__(self, net, networks, shape, classes, state, device, dtype) -> None:
+    def __init__(
+        self,
+        net: Net,
+        networks: int,
+        shape: Sequence[int],
+        classes: int,
+        state: Mapping[str, Tensor],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
         self.net, self.networks = net, networks
         self.shape, self.classes = tuple(shape), classes
         self.parameters = {p.name: p for p in net.parameters(shape, classes)}
@@ -329,9 +343,11 @@ class Wide:
 
     def scale_(self, factors: Tensor) -> None:
         """Multiply the hidden layers' weights of network k by ``factors[k]``."""
+        factors = torch.as_tensor(factors).view(-1, 1, 1)
         with torch.no_grad():
             for layer in self.net.layers:
-                self.values[f"{layer}.weight"].mul_(torch.as_tensor(factors).view(-1, 1, 1))
+                value = self.values[f"{layer}.weight"]
+                value.mul_(factors.to(value))
 
     # Used by the architectures:
 

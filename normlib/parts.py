@@ -10,11 +10,15 @@ import hashlib
 import io
 import json
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+
+_NAME = re.compile(r"seed\d+-cells\d+-\d+\.[0-9a-f]{16}\.npz(\.tmp)?")
 
 
 def fingerprint(value: object) -> str:
@@ -57,7 +61,7 @@ def write(folder: Path, label: str, arrays: Mapping[str, np.ndarray], about: Map
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except OSError:
+    except BaseException:  # a reader's Ctrl-C too
         unfinished.unlink(missing_ok=True)
         raise
     return path
@@ -82,13 +86,18 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 def usable(folder: Path, spec: str) -> Iterator[tuple[Path, dict[str, np.ndarray], dict]]:
     """Every part in a folder that is whole and belongs to the specification `spec`.
 
-    Others are set aside, renamed to end in ``.aside``, with a warning that names them; what a
-    killed process left half-written is removed.
+    Other parts are set aside, renamed to end in ``.aside``, with a warning that names them; what a
+    killed process left half-written is removed after an hour. Files with other names are not
+    touched.
     """
-    for unfinished in folder.glob("*.npz.tmp"):
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.iterdir()):
+        if not _NAME.fullmatch(path.name):
+            continue
+        if path.suffix == ".tmp":
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:  # else its writer may be at work
+                    path.unlink()
+            continue
         try:
             arrays, about = read(path)
             problem = None if about["spec"] == spec else "belongs to another sweep"

@@ -241,7 +241,7 @@ def unit_norm(rule: Rule, per: str = "channel") -> Rule:
         rule.init,
         update,
         start,
-        rule,
+        rule.other or rule,
     )
 
 
@@ -263,6 +263,8 @@ def radial_free(rule: Rule, per: str = "channel") -> Rule:
     weight, without their test for invariance. Chapter 07.
     """
     dims = _group(per)
+    if rule.name == "unit_norm":
+        raise ValueError("radial_free(unit_norm(...)) is no rule; use unit_norm(radial_free(...))")
 
     def update(w, g, state, lr, weight_decay, step):
         moved, state = rule.update(w, g, state, lr, 0.0, step)
@@ -273,7 +275,12 @@ def radial_free(rule: Rule, per: str = "channel") -> Rule:
 
     p = rule.theory.scale_exponent
     return Rule(
-        "radial_free", {"rule": repr(rule), "per": per}, Theory(p, p), rule.init, update, other=rule
+        "radial_free",
+        {"rule": repr(rule), "per": per},
+        Theory(p, p),
+        rule.init,
+        update,
+        other=rule.other or rule,
     )
 
 

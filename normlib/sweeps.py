@@ -61,6 +61,8 @@ _VARIABLES = (
     }
 )
 
+_RESERVED = {"seed", "layer", "step", "early", *_VARIABLES}
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -113,10 +115,8 @@ class _Plan:
             "data": {
                 "source": data.source,
                 "shape": [len(data.x_train), len(data.x_test), *data.shape],
-                # Rounded: the last bits of generated data differ between processors.
-                "size": [
-                    f"{float(x.double().abs().mean()):.3f}" for x in (data.x_train, data.x_test)
-                ],
+                "classes": data.classes,
+                "images": [_projection(data.x_train), _projection(data.x_test)],
                 "labels": parts.fingerprint([data.y_train.tolist(), data.y_test.tolist()]),
             },
             "rule": repr(self.rule),
@@ -198,8 +198,8 @@ def sweep(
         How many networks to train side by side (None: a choice for the network and the device).
     keep : str, Path or None
         A folder of this sweep's own. Finished parts (one seed, one chunk) are written there, and
-        a later call with the same arguments computes only what is missing, to the same bits;
-        seeds may be added. Parts that are damaged or of another sweep are set aside with a
+        a later call with the same arguments computes only what is missing, on a CPU to the same
+        bits; seeds may be added. Parts that are damaged or of another sweep are set aside with a
         warning. If a part cannot be written, its results are returned all the same, and a warning
         says what was not kept.
     device : str or None
@@ -232,11 +232,14 @@ def sweep(
     >>> runs.test_error.dims
     ('lr', 'weight_decay')
     """
+    if keep is not None and not isinstance(keep, str | Path):
+        raise ValueError(f"keep must be the path of a folder, got {keep!r}")
+    folder = None if keep is None else Path(keep)
     plan = _plan(
         net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
         schedule_other, scale, decay, precision, every, chunk, device,
     )  # fmt: skip
-    return _run(plan, None if keep is None else Path(keep), progress)
+    return _run(plan, folder, progress)
 
 
 def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
@@ -270,13 +273,9 @@ def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
 
 def plan(**arguments: object) -> _Plan:
     """The checked plan of a sweep, without running it; its `spec` identifies the results."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(sweep).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    arguments = {**defaults, **arguments}
-    return _plan(**{name: arguments[name] for name in inspect.signature(_plan).parameters})
+    bound = inspect.signature(sweep).bind(**arguments)
+    bound.apply_defaults()
+    return _plan(*(bound.arguments[name] for name in inspect.signature(_plan).parameters))
 
 
 def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) -> xr.Dataset:
@@ -318,10 +317,15 @@ def _plan(
         "scale": _values("scale", scale, positive=True),
     }
     grid["lr_other"] = grid["lr"] if lr_other is None else _values("lr_other", lr_other)
+    for dim in {dim for values in grid.values() for dim in values.dims}:
+        if dim in _RESERVED or (dim in grid and grid[dim].dims != (dim,)):
+            raise ValueError(f'nothing can vary along "{dim}": the results use that name')
     try:
-        grid = dict(zip(grid, xr.broadcast(*grid.values()), strict=True))
+        grid = dict(zip(grid, xr.broadcast(*xr.align(*grid.values(), join="exact")), strict=True))
     except ValueError as error:
-        raise ValueError(f"hyperparameters along one dimension differ in length: {error}") from None
+        raise ValueError(
+            f"hyperparameters along one dimension differ in length or labels: {error}"
+        ) from None
     seeds = _seeds(seed)
     epochs, every = _count("epochs", epochs), _count("every", every)
     batch_size = _count("batch_size", batch_size)
@@ -330,6 +334,13 @@ def _plan(
             f"batch_size must lie between 2 and the {len(data.x_train)} training images, "
             f"got {batch_size}"
         )
+    per = rule.settings.get("per")
+    if per and (net.norm == "none" or (net.norm == "layer" and per == "channel")):
+        raise ValueError(
+            f'rule {rule} normalizes each {per}, but with norm="{net.norm}" '
+            + ("no weight is scale-invariant" if net.norm == "none" else
+               'only whole layers are scale-invariant: use per="layer"')
+        )  # fmt: skip
     if decay not in DECAYS:
         raise ValueError(f"decay must be one of {', '.join(DECAYS)}; got {decay!r}")
     if decay == "invariant" and net.norm == "none" and bool((grid["weight_decay"] > 0).any()):
@@ -337,7 +348,7 @@ def _plan(
             'decay="invariant" decays nothing when norm="none": no weight is scale-invariant; '
             'use decay="weights" or decay="all"'
         )
-    if precision not in DTYPES:
+    if not isinstance(precision, str) or precision not in DTYPES:
         raise ValueError(
             f"precision must be one of {', '.join(DTYPES)}; got {precision!r}"
             + (" (float16 needs loss scaling, which would couple the networks)"
@@ -354,6 +365,17 @@ def _plan(
         net, data, rule, grid, seeds, epochs, batch_size, factors, other,
         decay, precision, every, chunk, torch.get_num_threads(), device,
     )  # fmt: skip
+
+
+def _projection(images: Tensor) -> str:
+    """One number that depends on every pixel and its place, to recognise the images by.
+
+    Rounded, since the last bits of generated data differ between processors.
+    """
+    rows = images.detach().cpu().double().flatten(1)
+    left = torch.cos(0.37 * torch.arange(len(rows), dtype=torch.float64))
+    right = torch.cos(1.1 + 0.73 * torch.arange(rows.shape[1], dtype=torch.float64))
+    return f"{float(left @ rows @ right) / math.sqrt(rows.numel()):.4f}"
 
 
 def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
@@ -373,9 +395,15 @@ def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
                     f"{name} must be a number or a sequence of numbers, got {item!r} "
                     f"({type(item).__name__})"
                 )
-        array = xr.DataArray(np.asarray(values, float), dims=[dim] if np.ndim(values) else [])
-        if array.dims == (name,):
-            array = array.assign_coords({name: array.values})
+        try:
+            array = np.asarray(values, float)
+        except OverflowError:
+            raise ValueError(f"{name} holds a number that is too large") from None
+        array = xr.DataArray(array, dims=[dim] if array.ndim else [])
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must hold numbers, got {array.dtype}")
+    if array.dims == (name,):
+        array = array.assign_coords({name: array.values.astype(float)})
     if array.size == 0:
         raise ValueError(f"{name} is empty: the grid needs at least one value")
     array = array.astype(float)
@@ -390,7 +418,8 @@ def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
 
 
 def _seeds(seed: int | Sequence[int]) -> xr.DataArray:
-    listed = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str)
+    listed = isinstance(seed, Sequence) and not isinstance(seed, str)
+    listed = listed or (isinstance(seed, np.ndarray) and seed.ndim == 1)
     items = list(seed) if listed else [seed]
     if not items:
         raise ValueError("seed is empty: the sweep needs at least one")
@@ -423,7 +452,12 @@ def _factors(name: str, schedule: Schedule, steps: int) -> np.ndarray:
             f"{name} must be one of {', '.join(SCHEDULES)}, or a function of (step, steps); "
             f"got {schedule!r}"
         )
-    factors = np.array([float(schedule(step, steps)) for step in range(steps)])
+    try:
+        factors = np.array([float(schedule(step, steps)) for step in range(steps)])
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must be a function of (step, steps) to a number: {error}"
+        ) from None
     if not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(f"{name} must return finite factors of at least 0")
     return factors
@@ -434,10 +468,14 @@ def _device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device must name a torch device, got {device!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f'device="{device}" was asked for, but torch sees no CUDA device here')
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be a CPU, CUDA or MPS device, got {device}")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f'device="{device}" was asked for, but torch sees none here') from None
     return device
 
 
@@ -595,14 +633,15 @@ def _train(
         batch = shuffled[at : at + plan.batch_size]
         loss, grads = _gradients(plan, wide, data.x_train[batch], data.y_train[batch])
         factor, factor_other = float(plan.factors[step]), float(plan.factors_other[step])
-        before = traces.before(step, wide, grads, loss, lr * factor)
+        rates = {True: lr * factor, False: lr_other * factor_other}
+        before = traces.before(step, wide, grads, loss, rates)
         with torch.no_grad():
             for name, rule, invariant, decays in moves:
                 value, states[name] = rule.update(
                     wide.values[name].data,
                     grads[name],
                     states[name],
-                    lr * factor if invariant else lr_other * factor_other,
+                    rates[invariant],
                     weight_decay if decays else 0.0,
                     step + 1,
                 )
@@ -643,11 +682,12 @@ def _autocast(plan: _Plan) -> torch.autocast:
 
 
 def _gradients(plan: _Plan, wide: Wide, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    with _autocast(plan):
-        logits = wide(x, training=True)
-    losses = _losses(plan, logits.to(DTYPES[plan.precision]), y)
-    # The sum's gradient is each network's own; one network's NaN stays its own.
-    grads = torch.autograd.grad(losses.sum(), list(wide.values.values()))
+    with torch.enable_grad():
+        with _autocast(plan):
+            logits = wide(x, training=True)
+        losses = _losses(plan, logits.to(DTYPES[plan.precision]), y)
+        # The sum's gradient is each network's own; one network's NaN stays its own.
+        grads = torch.autograd.grad(losses.sum(), list(wide.values.values()))
     return losses.detach(), dict(zip(wide.values, grads, strict=True))
 
 
@@ -678,7 +718,7 @@ class _Traces:
         self.values["early_loss"] = torch.zeros(shape[0], len(self.early), **like)
         self.values["early_norm"] = torch.zeros(*shape[:2], len(self.early), **like)
 
-    def before(self, step, wide, grads, loss, lr):
+    def before(self, step, wide, grads, loss, rates):
         if step in self.early:
             self.values["early_loss"][:, self.early[step]] = loss
             for i, name in enumerate(self.layers):
@@ -694,7 +734,8 @@ class _Traces:
             norm = w.norm(dim=1)
             self.values["weight_norm"][:, i, slot] = norm
             self.values["gradient_norm"][:, i, slot] = grads[name].flatten(1).norm(dim=1)
-            self.values["effective_lr"][:, i, slot] = lr.flatten() / norm**self.exponent
+            lr = rates[bool(wide.parameters[name].invariant)].flatten()
+            self.values["effective_lr"][:, i, slot] = lr / norm**self.exponent
             old.append((w, norm))
         return slot, old
 

@@ -72,7 +72,7 @@ class Theory:
         Parameters
         ----------
         lr, weight_decay : float
-            Both positive.
+            Without decay there is no equilibrium: the norm and the time are infinite.
         gradient : float
             Unit gradient G = ‖w‖‖g‖; not used by AdamW and Lion.
         size : float
@@ -86,7 +86,7 @@ class Theory:
         >>> round(sgd(momentum=0.9).equilibrium_norm(0.1, 0.01, gradient=1.0), 3)
         2.659
         """
-        return self._norm(lr, weight_decay, gradient, size)
+        return self._norm(lr, weight_decay, gradient, size) if weight_decay else math.inf
 
     def angle(
         self, lr: float, weight_decay: float, gradient: float = math.nan, size: float = math.nan
@@ -110,7 +110,7 @@ class Theory:
         >>> round(sgd(momentum=0.9).relaxation_time(0.1, 0.01))
         25
         """
-        return self._time(lr, weight_decay, gradient, size)
+        return self._time(lr, weight_decay, gradient, size) if weight_decay else math.inf
 
 
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> Theory:

@@ -60,3 +60,21 @@ def test_a_wrong_shape_is_named():
     images, labels = torch.zeros(3, 1, 1, 4), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match="x_test"):
         nl.Dataset(images, labels, images[:2], labels, 10, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("y_train", dict(y_train=torch.tensor([0, 1, 9]))),
+        ("y_test", dict(y_test=torch.tensor([0, 1, -1]))),
+        ("int64", dict(y_train=torch.zeros(3, dtype=torch.int32))),
+        ("finite", dict(x_train=torch.full((3, 1, 1, 4), float("nan")))),
+        ("images", dict(x_test=torch.zeros(3, 1, 1, 5))),
+    ],
+)
+def test_wrong_contents_are_named(name, wrong):
+    images, labels = torch.zeros(3, 1, 1, 4), torch.tensor([0, 1, 2])
+    right = dict(x_train=images, y_train=labels, x_test=images, y_test=labels)
+    nl.Dataset(**right, classes=3, source="test")
+    with pytest.raises(ValueError, match=name):
+        nl.Dataset(**right | wrong, classes=3, source="test")

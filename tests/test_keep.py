@@ -1,5 +1,6 @@
 """A sweep that is interrupted or damaged ends as if nothing had happened."""
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -94,7 +95,18 @@ def test_twenty_kills_at_random_moments_lose_nothing(data, whole, tmp_path):
         warnings.simplefilter("error")  # no part was left damaged
         same_bits(run(data, tmp_path), whole)
     assert 0 < len([c for c in counts if c]) <= 20
+    for left in tmp_path.glob("*.tmp"):
+        os.utime(left, (0, 0))
+    run(data, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_files_of_others_are_not_touched(data, tmp_path):
+    for name in ("mine.npz", "mine.npz.tmp", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    run(data, tmp_path)
+    run(data, tmp_path)
+    assert all((tmp_path / n).read_text() == "mine" for n in ("mine.npz", "mine.npz.tmp"))
 
 
 def damaged(data, tmp_path, whole, damage, match, trained):
@@ -134,6 +146,16 @@ def test_a_part_of_another_sweep_is_set_aside(data, tmp_path, whole):
     with pytest.warns(UserWarning, match="another sweep"):
         again = run(data, tmp_path)
     same_bits(again, whole)
+
+
+def test_other_data_are_another_sweep(data):
+    arguments = dict(net=nl.convnet(width=8, depth=2), rule=nl.nesterov()) | ARGUMENTS
+    flipped = dataclasses.replace(data, x_train=data.x_train.flip(3), x_test=data.x_test.flip(3))
+    specs = {
+        sweeps.plan(data=d, **arguments).spec
+        for d in (data, flipped, dataclasses.replace(data, classes=12))
+    }
+    assert len(specs) == 3
 
 
 @pytest.mark.parametrize(

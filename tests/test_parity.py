@@ -95,10 +95,13 @@ def test_every_network_trains_like_torchs_own(monkeypatch, small, make, norm, na
 @pytest.mark.parametrize("shape", [(1, 1, 40), (3, 9, 12)])
 @pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])
 @pytest.mark.parametrize("make", [nl.convnet, nl.mlp])
-def test_outputs_equal_the_ordinary_network(make, norm, shape):
-    net = make(width=6, depth=2, norm=norm)
+@pytest.mark.parametrize("width", [1, 6])
+def test_outputs_equal_the_ordinary_network(make, norm, shape, width):
+    net = make(width=width, depth=2, norm=norm)
     wide = net.wide(3, shape, classes=4, seed=1, dtype=torch.float64)
-    wide.scale_(torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64))
+    random = torch.Generator().manual_seed(2)
+    for value in wide.values.values():  # three different networks
+        value.data += 0.3 * torch.randn(value.shape, dtype=value.dtype, generator=random)
     x = torch.randn(20, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for training, k in itertools.product((True, False), range(3)):
         model = net.module(shape, classes=4).double().train(training)

@@ -39,7 +39,7 @@ def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
     recording = nl.recorded(name)
     cell = dict(lr=2, weight_decay=4)
     recorded = 100 * recording.runs.test_error.isel(cell)
-    now = recording.rerun(lr=float(recorded.lr), weight_decay=float(recorded.weight_decay), seed=0)
+    now = recording.rerun(lr=float(recorded.lr), weight_decay=float(recorded.weight_decay), seed=5)
     # a 99 % prediction interval of one more run: t for 4 degrees of freedom, plus rounding
     reach = 4.604 * float(recorded.std("seed", ddof=1)) * (1 + 1 / 5) ** 0.5 + 0.1
     assert abs(100 * float(now.test_error) - float(recorded.mean())) <= reach

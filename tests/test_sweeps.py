@@ -166,6 +166,28 @@ def test_bfloat16_trains_about_as_well(data):
         ("every", dict(every=0)),
         ("chunk", dict(chunk=0)),
         ("device", dict(device="gpu")),
+        ("device", dict(device="meta")),
+        ("device", dict(device="cuda:99")),
+        ("device", dict(device=1.5)),
+        ("precision", dict(precision=["float32"])),
+        ("schedule", dict(schedule=lambda step: 1.0)),
+        ("schedule", dict(schedule=lambda step, steps: None)),
+        ("seed", dict(seed=np.array(3.0))),
+        ("lr", dict(lr=10**400)),
+        ("lr", dict(lr=xr.DataArray([True, False], dims="lr"))),
+        ("keep", dict(keep=5)),
+        ("seed", dict(lr=("seed", [0.1, 0.2]))),
+        ("step", dict(lr=("step", [0.1, 0.2]))),
+        ("weight_decay", dict(lr=("weight_decay", [0.1, 0.2]))),
+        (
+            "labels",
+            dict(
+                lr=xr.DataArray([0.1, 0.2], dims="line", coords={"line": [0, 1]}),
+                weight_decay=xr.DataArray([0.1, 0.2], dims="line", coords={"line": [1, 2]}),
+            ),
+        ),
+        ("rule", dict(rule=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="none"))),
+        ("per", dict(rule=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="layer"))),
         ("net", dict(net="convnet")),
         ("data", dict(data=torch.zeros(3))),
         ("rule", dict(rule="sgd")),
@@ -199,3 +221,30 @@ def test_decaying_only_invariant_weights_where_there_are_none_is_refused(data):
 def test_a_wrong_network_is_named(make, name, wrong):
     with pytest.raises(ValueError, match=name):
         make(**wrong)
+
+
+def test_labels_of_a_data_array_are_its_values(data):
+    lr = xr.DataArray([0.1, 0.2], dims="lr", coords={"lr": [1, 2]})
+    assert nl.sweep(NET, data, nl.sgd(), lr=lr, epochs=1).lr.values.tolist() == [0.1, 0.2]
+
+
+def test_effective_lr_is_that_of_the_layers_own_rate(data):
+    runs = nl.sweep(
+        nl.convnet(width=4, depth=2, norm="none"), data, nl.sgd(), lr=0.1, lr_other=0.01, epochs=1
+    )
+    np.testing.assert_allclose(runs.effective_lr * runs.weight_norm**2, 0.01, rtol=1e-5)
+
+
+def test_a_sweep_trains_inside_no_grad_too(data):
+    with torch.no_grad():
+        runs = nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1)
+    assert float(runs.loss[-1]) < float(runs.loss[0])
+
+
+def test_a_normalized_sweep_keeps_norms_at_1(data):
+    for rule in (nl.unit_norm(nl.nesterov()), nl.unit_norm(nl.radial_free(nl.nesterov()))):
+        runs = nl.sweep(NET, data, rule, lr=0.03, weight_decay=1e-3, epochs=1)
+        np.testing.assert_allclose(runs.weight_norm, 2.0, rtol=1e-5)  # four channels of norm 1
+        assert np.isfinite(runs.test_loss)
+    with pytest.raises(ValueError, match="radial_free"):
+        nl.radial_free(nl.unit_norm(nl.sgd()))

@@ -83,7 +83,7 @@ def _alone(net, x, y, steps):
 def processes(net, data, k, steps):
     """The plain loop in one process a core, one thread each; starting them is not counted."""
     jobs = joblib.cpu_count(only_physical_cores=False)
-    networks = max(jobs, min(k, 2 * jobs))
+    networks = jobs * max(1, min(2, k // jobs))
     with joblib.Parallel(n_jobs=jobs) as parallel:
         tasks = joblib.delayed(_alone)
         parallel(tasks(net, data.x_train, data.y_train, 2) for _ in range(jobs))

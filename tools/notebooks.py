@@ -66,6 +66,8 @@ def main() -> int:
     os.environ["NORMLIB_PROGRESS"] = "0"
     folder = ROOT / "notebooks"
     if arguments.into:
+        if ROOT / "_build" not in arguments.into.resolve().parents:
+            parser.error(f"--into must lie below {ROOT / '_build'}: what is there is replaced")
         shutil.rmtree(arguments.into, ignore_errors=True)
         for name in SOURCES:
             source, target = ROOT / name, arguments.into / name

@@ -35,6 +35,7 @@ def _grid(rule: rules.Rule, **changes: object) -> dict[str, object]:
         "batch_size": 100,
         "schedule": linear_end,
         "every": 100,
+        "device": "cpu",  # a recording is what it is, wherever it is read
         **changes,
     }
 
