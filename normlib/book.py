@@ -49,7 +49,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = float(values.mean())
     if len(values) == 1:
         return mean, mean, mean
-    half = stats.t.ppf(0.975, len(values) - 1) * float(stats.sem(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean, mean - half, mean + half
 
 

@@ -172,14 +172,17 @@ def ratio(times, other, ours="sweep"):
 def memory(k, epochs=1, arguments=""):
     """Peak memory of a sweep of k ConvNets in a process of its own, MB above an idle one."""
     code = (
-        "import resource, numpy as np, normlib as nl; data = nl.mnist1d();"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak();"
+        "import threading, time, numpy as np, psutil, normlib as nl; data = nl.mnist1d();"
+        "process = psutil.Process(); sizes = [process.memory_info().rss];"
+        "watch = lambda: [(sizes.append(process.memory_info().rss), time.sleep(0.005))"
+        " for _ in iter(int, 1)];"
+        "threading.Thread(target=watch, daemon=True).start();"
         "nl.sweep(nl.convnet(), data, nl.nesterov(), progress=False,"
         f"lr=list(0.001 * np.arange(1, {k} + 1)), epochs={epochs}, {arguments});"
-        "print(peak() - before)"
+        "print(max(sizes) - sizes[0])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(run.stdout) / (1024 if sys.platform != "darwin" else 1024**2)
+    return int(run.stdout) / 1024**2
 
 
 PAGE = """# Performance
@@ -202,18 +205,22 @@ methods take their turn in each round. Times are **milliseconds per step and net
 
 ## What bounds it
 
-With few networks, the time is that of starting some 150 small operations a step, whatever their
-size; company is free until about K = 8. With many, batch norm, ReLU and their gradients, which
-compute little and move much memory, take about a third, and the gradient of the grouped
-convolutions with respect to their inputs another quarter.
+With few networks, the time is that of starting some hundred small operations a step, whatever
+their size. With many, it is the backward pass, two thirds of a step in the ConvNet: the grouped
+convolutions multiply small matrices (25 × 75), and batch norm and ReLU move much memory for
+little arithmetic. Writing the convolutions' gradient with respect to their inputs as batched
+matrix products, or as a forward convolution, was tried and is no faster.
 
-Three things made the difference on the CPU: the channels-last layout in every operation (with one
+Three things made the difference on a CPU: the channels-last layout in every operation (with one
 input channel torch leaves it, so the first convolution is a matrix product here); memory that the
 process keeps between steps instead of handing it back to the system; and updates that pass over
 memory once for each term.
 
-`torch.compile` brought less than 15 % in single precision and nothing in bfloat16, at 10 to 30
-seconds of compilation, and made the fully connected network slower; it is not offered.
+`torch.compile` was tried and is not offered: at K = 32 it brought between nothing and 15 % on the
+ConvNet, for 6 to 30 seconds of compilation, and made the fully connected network almost twice as
+slow.
+
+A GPU has not been measured.
 """
 
 
