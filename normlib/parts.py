@@ -83,7 +83,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     return arrays, json.loads(str(arrays.pop("about")))
 
 
-def usable(folder: Path, spec: str) -> Iterator[tuple[Path, dict[str, np.ndarray], dict]]:
+def usable(folder: Path, spec: str) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
     """Every part in a folder that is whole and belongs to the specification `spec`.
 
     Other parts are set aside, renamed to end in ``.aside``, with a warning that names them; what a
@@ -104,7 +104,7 @@ def usable(folder: Path, spec: str) -> Iterator[tuple[Path, dict[str, np.ndarray
         except (ValueError, KeyError, OSError) as error:
             problem = str(error)
         if problem is None:
-            yield path, arrays, about
+            yield arrays, about
             continue
         with contextlib.suppress(OSError):  # in a folder that cannot be written it stays
             os.replace(path, path.with_name(path.name + ".aside"))

@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -247,6 +247,7 @@ def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
     plan, results = _resume(plan, folder)
     todo = [part for part in _parts(plan) if part not in results]
     lost: dict[str, str] = {}
+    provenance = {} if folder is None else _provenance(plan)
     bar = tqdm(
         total=plan.steps * len(todo), unit="step", disable=not _watched(progress), leave=False
     )
@@ -255,7 +256,7 @@ def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
             began = time.perf_counter()
             results[part] = _train(plan, part, bar.update)
             if folder is not None:
-                about = {"seconds": round(time.perf_counter() - began, 2), **_provenance(plan)}
+                about = {"seconds": round(time.perf_counter() - began, 2), **provenance}
                 try:
                     parts.write(folder, part.label, results[part], {**part.about, **about})
                 except OSError as error:
@@ -288,7 +289,7 @@ def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) ->
     """
     results, chunk = {}, plan.chunk
     for arrays, about in kept:
-        results[_Part(about["seed"], about["first"], about["stop"])] = arrays
+        results[_Part.of(about)] = arrays
         chunk = about["chunk"]
     plan = replace(plan, chunk=chunk)
     missing = [part.label for part in _parts(plan) if part not in results]
@@ -542,6 +543,11 @@ class _Part:
     def about(self) -> dict[str, int]:
         return {"seed": self.seed, "first": self.first, "stop": self.stop}
 
+    @classmethod
+    def of(cls, about: Mapping) -> "_Part":
+        """The part that says this about itself."""
+        return cls(about["seed"], about["first"], about["stop"])
+
 
 def _parts(plan: _Plan) -> Iterator[_Part]:
     """Every wide network to train, of nearly equal sizes."""
@@ -568,8 +574,8 @@ def _resume(plan: _Plan, folder: Path | None) -> tuple[_Plan, dict[_Part, dict]]
     if not folder.is_dir():
         raise ValueError(f"keep must be a folder, but {folder} is a file")
     found, begun = {}, None
-    for _, arrays, about in parts.usable(folder, plan.spec):
-        found[_Part(about["seed"], about["first"], about["stop"])] = arrays
+    for arrays, about in parts.usable(folder, plan.spec):
+        found[_Part.of(about)] = arrays
         begun = about
     if begun is None:
         return plan, {}
@@ -582,10 +588,11 @@ def _resume(plan: _Plan, folder: Path | None) -> tuple[_Plan, dict[_Part, dict]]
 
 
 def _provenance(plan: _Plan) -> dict[str, object]:
-    """What else a part says about itself."""
+    """What else each part of a sweep says about itself."""
+    settings = plan.settings  # reads all images: once a sweep
     return {
-        "spec": plan.spec,
-        "settings": plan.settings,
+        "spec": parts.fingerprint(settings),
+        "settings": settings,
         "chunk": plan.chunk or _side_by_side(plan),
         "threads": plan.threads,
         "device": _name(plan.device),

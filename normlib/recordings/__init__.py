@@ -114,25 +114,25 @@ def recorded(name: str) -> Recording:
     if os.environ.get("NORMLIB_RERUN") == "1":
         return Recording(name, definition, sweeps.sweep(**definition), [])
     plan = sweeps.plan(**definition)
-    found = {}
+    spec, found = plan.spec, []
     for path in sorted((FOLDER / name).glob("*.npz")):
         try:
             arrays, about = parts.read(path)
         except ValueError as error:
             raise RuntimeError(f'recording "{name}": {error}') from None
-        if about["spec"] != plan.spec:
+        if about["spec"] != spec:
             raise RuntimeError(
                 f'recording "{name}" was made from another specification than its definition '
                 "has now; make it again with: python -m normlib.recordings"
             )
-        found[path] = arrays, about
+        found.append((arrays, about))
     if not found:
         raise RuntimeError(
             f'recording "{name}" has no parts; make it: python -m normlib.recordings'
         )
-    runs = sweeps.assemble(plan, found.values())
+    runs = sweeps.assemble(plan, found)
     keys = ("device", "threads", "torch", "numpy", "python", "machine", "date", "seconds")
-    provenance = [{key: about[key] for key in keys} for _, about in found.values()]
+    provenance = [{key: about[key] for key in keys} for _, about in found]
     runs.attrs["seconds"] = sum(p["seconds"] for p in provenance)
     runs.attrs |= {key: provenance[0][key] for key in ("torch", "device", "threads", "date")}
     return Recording(name, definition, runs, provenance)
