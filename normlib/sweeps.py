@@ -83,6 +83,7 @@ class _Plan:
     chunk: int | None
     threads: int
     device: torch.device
+    norms: xr.DataArray | None = None
 
     @property
     def steps(self) -> int:
@@ -110,7 +111,7 @@ class _Plan:
         only; they are kept with each part and reused.
         """
         data = self.data
-        return {
+        settings = {
             "net": self.net.settings,
             "data": {
                 "source": data.source,
@@ -130,6 +131,10 @@ class _Plan:
             "every": self.every,
             "device": self.device.type,
         }
+        if self.norms is not None:
+            at, norms = self.norms.step.values.tolist(), self.norms.values.ravel()
+            settings["norms"] = parts.fingerprint([at, [f"{v:.5g}" for v in norms]])
+        return settings
 
     @property
     def spec(self) -> str:
@@ -151,6 +156,7 @@ def sweep(
     lr_other: Values | None = None,
     schedule_other: Schedule | None = None,
     scale: Values = 1.0,
+    norms: xr.DataArray | None = None,
     decay: str = "invariant",
     precision: str = "float32",
     every: int = 10,
@@ -188,6 +194,11 @@ def sweep(
     schedule_other : as `schedule`, or None
         The factor on the learning rate of parameters that are not scale-invariant (None: as
         `schedule`).
+    norms : DataArray or None
+        Norms to put the hidden layers' weights back to, such as another sweep's ``weight_norm``.
+        It has the dimensions layer and step, and where norms differ, seed and those of the grid.
+        At every step it names, before the gradient is taken, each layer's weights get that norm;
+        their direction and the rule's buffers stay.
     decay : {"invariant", "weights", "all"}
         What decays: the scale-invariant weights, all weights (the head's too), or every parameter.
     precision : {"float32", "float64", "bfloat16"}
@@ -237,7 +248,7 @@ def sweep(
     folder = None if keep is None else Path(keep)
     plan = _plan(
         net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
-        schedule_other, scale, decay, precision, every, chunk, device,
+        schedule_other, scale, norms, decay, precision, every, chunk, device,
     )  # fmt: skip
     return _run(plan, folder, progress)
 
@@ -303,7 +314,7 @@ def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) ->
 
 def _plan(
     net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
-    schedule_other, scale, decay, precision, every, chunk, device,
+    schedule_other, scale, norms, decay, precision, every, chunk, device,
 ) -> _Plan:  # fmt: skip
     for name, value, kind, example in (
         ("net", net, Net, "nl.convnet()"),
@@ -365,6 +376,7 @@ def _plan(
     return _Plan(
         net, data, rule, grid, seeds, epochs, batch_size, factors, other,
         decay, precision, every, chunk, torch.get_num_threads(), device,
+        None if norms is None else _norms(norms, net, grid["lr"], seeds, steps),
     )  # fmt: skip
 
 
@@ -416,6 +428,33 @@ def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
     if name in array.coords and len(np.unique(array)) < array.size:
         raise ValueError(f"{name} lists a value twice: {list(array.values)}")
     return array
+
+
+def _norms(
+    norms: xr.DataArray, net: Net, cells: xr.DataArray, seeds: xr.DataArray, steps: int
+) -> xr.DataArray:
+    """The norms of every seed, cell and layer at every step that they name, in this order."""
+    if not isinstance(norms, xr.DataArray):
+        raise ValueError(f"norms must be a DataArray such as runs.weight_norm, got {norms!r}")
+    own, possible = {"layer", "step"}, {"layer", "step", *cells.dims, *seeds.dims}
+    if not own <= set(norms.dims) <= possible or not own <= set(norms.coords):
+        raise ValueError(
+            f"norms must have the dimensions layer and step with their labels, and may have "
+            f"{', '.join(sorted(possible - own)) or 'no others'}; it has {', '.join(norms.dims)}"
+        )
+    if tuple(norms.layer.values) != net.layers:
+        raise ValueError(f"norms must name the layers {', '.join(net.layers)} in this order")
+    at = norms.step.values
+    if at.dtype.kind not in "iu" or at.min(initial=0) < 0 or at.max(initial=0) >= steps:
+        raise ValueError(f"norms must name steps from 0 to {steps - 1}, got {at}")
+    if not bool((np.isfinite(norms) & (norms > 0)).all()):
+        raise ValueError("norms must be finite and greater than 0; did a network diverge?")
+    try:
+        norms, cells, seeds = xr.align(norms, cells, seeds, join="exact")
+    except ValueError as error:
+        raise ValueError(f"norms are of other cells or seeds than this sweep: {error}") from None
+    full = norms.broadcast_like(xr.broadcast(cells, seeds)[0])
+    return full.transpose(*seeds.dims, *cells.dims, "layer", "step")
 
 
 def _seeds(seed: int | Sequence[int]) -> xr.DataArray:
@@ -630,12 +669,16 @@ def _train(
         moves.append((p.name, rule, bool(p.invariant), _decays(p, plan.decay)))
     states = {name: rule.init(wide.values[name].data) for name, rule, _, _ in moves}
 
+    put_back = _norms_of(plan, part, dtype)
     traces = _Traces(plan, wide)
     order = torch.Generator().manual_seed(seed)
     per_epoch = len(data.x_train) // plan.batch_size
     for step in range(plan.steps if stop is None else stop):
         if step % per_epoch == 0:
             shuffled = torch.randperm(len(data.x_train), generator=order).to(plan.device)
+        for name, norm in put_back.get(step, {}).items():
+            w = wide.values[name].data
+            w *= norm / w.norm(dim=(1, 2), keepdim=True)
         at = (step % per_epoch) * plan.batch_size
         batch = shuffled[at : at + plan.batch_size]
         loss, grads = _gradients(plan, wide, data.x_train[batch], data.y_train[batch])
@@ -668,6 +711,20 @@ def _train(
     for name in _ENDS:
         results[name][lost] = np.nan
     return results
+
+
+def _norms_of(plan: _Plan, part: _Part, dtype: torch.dtype) -> dict[int, dict[str, Tensor]]:
+    """For every step at which norms are put back, the norm of each layer's weights, (K, 1, 1)."""
+    if plan.norms is None:
+        return {}
+    layers = [f"{layer}.weight" for layer in plan.net.layers]
+    values = torch.tensor(plan.norms.values, dtype=dtype, device=plan.device)
+    values = values.reshape(plan.seeds.size, -1, len(layers), plan.norms.sizes["step"])
+    values = values[list(np.ravel(plan.seeds)).index(part.seed), part.first : part.stop]
+    return {
+        int(step): {name: values[:, i, j].view(-1, 1, 1) for i, name in enumerate(layers)}
+        for j, step in enumerate(plan.norms.step.values)
+    }
 
 
 def _decays(p: Parameter, decay: str) -> bool:

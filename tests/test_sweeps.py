@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 import normlib as nl
+from normlib import sweeps
 from tests import reference
 
 NET = nl.convnet(width=4, depth=2)
@@ -248,3 +249,63 @@ def test_a_normalized_sweep_keeps_norms_at_1(data):
         assert np.isfinite(runs.test_loss)
     with pytest.raises(ValueError, match="radial_free"):
         nl.radial_free(nl.unit_norm(nl.sgd()))
+
+
+def exact(**changes):
+    """Settings under which a sweep is exact to rounding."""
+    net = nl.convnet(width=4, depth=2, eps=1e-30)
+    return dict(net=net, rule=nl.sgd(), epochs=2, every=1, precision="float64") | changes
+
+
+def test_norms_put_back_at_every_step_make_a_training_without_decay_the_decayed_one(data):
+    """With the rate corrected by 1 / (1 - lr weight_decay), for every seed and cell."""
+    lr = xr.DataArray([0.05, 0.1], dims="lr", coords={"lr": [0.05, 0.1]})
+    decayed = nl.sweep(data=data, lr=lr, lr_other=0.05, weight_decay=0.1, seed=[3, 1], **exact())
+    corrected = xr.DataArray(lr.values / (1 - 0.1 * lr.values), dims="lr", coords=lr.coords)
+    given = nl.sweep(
+        data=data, lr=("lr", corrected.values), lr_other=0.05, seed=[3, 1], chunk=1,
+        norms=decayed.weight_norm.drop_vars("lr"), **exact(),
+    )  # fmt: skip
+    np.testing.assert_allclose(given.loss, decayed.loss, rtol=1e-9)
+    np.testing.assert_allclose(given.weight_norm, decayed.weight_norm, rtol=1e-12)
+    free = nl.sweep(data=data, lr=lr, lr_other=0.05, seed=[3, 1], **exact())
+    assert abs(free.loss / decayed.loss - 1).max() > 1e-3
+
+
+def test_norms_are_put_back_only_at_the_steps_they_name(data):
+    free = nl.sweep(data=data, lr=0.1, **exact())
+    norms = free.weight_norm.sel(step=[5]) / 2
+    given = nl.sweep(data=data, lr=0.1, norms=norms, **exact())
+    np.testing.assert_array_equal(given.weight_norm[:, :5], free.weight_norm[:, :5])
+    np.testing.assert_allclose(given.weight_norm.sel(step=5), free.weight_norm.sel(step=5) / 2)
+    assert float(given.weight_norm.sel(layer="conv1", step=6)) > float(norms.sel(layer="conv1")[0])
+
+
+def test_norms_are_part_of_a_sweeps_identity(data):
+    norms = nl.sweep(data=data, lr=0.1, **exact()).weight_norm
+    plans = [
+        sweeps.plan(data=data, lr=0.1, norms=given, **exact()).spec
+        for given in (None, norms, 2 * norms, norms.isel(step=[0]))
+    ]
+    assert len(set(plans)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda norms: norms.values, "DataArray"),
+        (lambda norms: norms.isel(layer=0), "layer and step"),
+        (lambda norms: norms.expand_dims(cell=2), "layer and step"),
+        (lambda norms: norms.drop_vars("step"), "labels"),
+        (lambda norms: norms.isel(layer=[1, 0]), "in this order"),
+        (lambda norms: norms.assign_coords(step=norms.step + 41), "from 0 to 79"),
+        (lambda norms: norms.assign_coords(step=norms.step / 2), "from 0 to 79"),
+        (lambda norms: 0 * norms, "greater than 0"),
+        (lambda norms: norms.where(norms.step > 3), "finite"),
+        (lambda norms: norms.expand_dims(seed=[7]), "cells or seeds"),
+    ],
+)
+def test_wrong_norms_are_refused(data, change, message):
+    norms = nl.sweep(data=data, lr=0.1, seed=[0], **exact()).weight_norm.isel(seed=0, drop=True)
+    with pytest.raises(ValueError, match=message):
+        sweeps.plan(data=data, lr=0.1, seed=[0], norms=change(norms), **exact())
