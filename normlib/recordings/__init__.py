@@ -48,11 +48,23 @@ def _nesterov() -> dict[str, object]:
     )
 
 
+def _adam(rule: rules.Rule, weight_decay: list[float]) -> dict[str, object]:
+    lr = [3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
+    return _grid(rule, lr=lr, weight_decay=weight_decay, epochs=60)
+
+
+_L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
+_DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
+
 DEFINITIONS = {
     # The Nesterov grid, the paper's way: one learning rate for every parameter.
     "nesterov": _nesterov,
     # The same, with γ, β and the head at a learning rate of their own.
     "nesterov_other": lambda: _nesterov() | {"lr_other": 0.05},
+    # The Adam grid, the paper's way and with a learning rate of their own.
+    "adam": lambda: _adam(rules.adam(), _L2),
+    "adam_other": lambda: _adam(rules.adam(), _L2) | {"lr_other": 0.003},
+    "adamw_other": lambda: _adam(rules.adamw(), _DECOUPLED) | {"lr_other": 0.003},
 }
 
 
