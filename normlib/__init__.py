@@ -1,10 +1,11 @@
 """normlib: what weight decay does in normalized networks, measured."""
 
 from normlib.book import check, interval, scrubber, show, style
-from normlib.datasets import Dataset, mnist1d
+from normlib.datasets import Dataset, digits, mnist1d
 from normlib.invariance import euler, rescaled
 from normlib.nets import convnet, mlp
 from normlib.recordings import Recording, recorded
+from normlib.ridges import Ridge, ridge
 from normlib.rules import (
     adadelta,
     adagrad,
@@ -25,12 +26,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Dataset",
     "Recording",
+    "Ridge",
     "adadelta",
     "adagrad",
     "adam",
     "adamw",
     "check",
     "convnet",
+    "digits",
     "euler",
     "interval",
     "lion",
@@ -41,6 +44,7 @@ __all__ = [
     "radial_free",
     "recorded",
     "rescaled",
+    "ridge",
     "rmsprop",
     "scrubber",
     "sgd",

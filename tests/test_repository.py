@@ -27,6 +27,7 @@ LAYERS = (
     "nets",
     "sweeps",
     "recordings",
+    "ridges",
     "tracking",
     "book",
 )

@@ -61,6 +61,10 @@ DEFINITIONS = {
     "nesterov": _nesterov,
     # The same, with γ, β and the head at a learning rate of their own.
     "nesterov_other": lambda: _nesterov() | {"lr_other": 0.05},
+    # The same on a second data set; ten steps an epoch.
+    "digits_other": lambda: (
+        _nesterov() | {"data": datasets.digits(), "lr_other": 0.05, "epochs": 100}
+    ),
     # The Adam grid, the paper's way and with a learning rate of their own.
     "adam": lambda: _adam(rules.adam(), _L2),
     "adam_other": lambda: _adam(rules.adam(), _L2) | {"lr_other": 0.003},

@@ -1,0 +1,99 @@
+"""The theorems of book/proofs.md: those that no other file tests, and that each names its tests."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import normlib as nl
+from tests.conftest import ROOT
+
+PROOFS = (ROOT / "book" / "proofs.md").read_text(encoding="utf-8")
+THEOREMS = re.split(r"^```\{prf:theorem\} ", PROOFS, flags=re.M)[1:]
+TESTS = {
+    name
+    for path in (ROOT / "tests").rglob("test_*.py")
+    for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+}
+
+
+@pytest.mark.parametrize("theorem", THEOREMS, ids=lambda text: text.split("\n")[0])
+def test_every_theorem_has_a_proof_and_names_tests_that_exist(theorem):
+    assert "{prf:proof}" in theorem
+    named = re.search(r"Tests: (.+)", theorem)
+    assert named
+    assert set(re.findall(r"`(\w+)`", named[1])) <= TESTS
+    assert re.findall(r"`(\w+)`", named[1])
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 0.5, 20.0])
+def test_rescaling_the_weights_rescales_the_penalty(data, alpha):
+    """L_λ(αw) = L_{λα²}(w), less than L_λ(w) for every α < 1."""
+    torch.manual_seed(0)
+    model = nl.convnet(width=4, eps=1e-30).module(data.shape, data.classes).double()
+    x, y = data.x_train[:50].double(), data.y_train[:50]
+    square = sum(
+        float(getattr(model, f"conv{i}").weight.detach().square().sum()) for i in (1, 2, 3)
+    )
+
+    def penalised(weight_decay, scale):
+        names = {f"conv{i}.weight": scale for i in (1, 2, 3)}
+        with nl.rescaled(model, names), torch.no_grad():
+            loss = float(F.cross_entropy(model(x), y))
+        return loss + weight_decay / 2 * scale**2 * square
+
+    assert penalised(0.1, alpha) == pytest.approx(penalised(0.1 * alpha**2, 1.0), rel=1e-12)
+    assert (penalised(0.1, alpha) < penalised(0.1, 1.0)) == (alpha < 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "weight"])
+def test_decay_equals_a_growing_learning_rate(data, norm):
+    """For every schedule, to rounding; the naive correction without the last factor is not."""
+    net = nl.convnet(width=4, depth=2, norm=norm, eps=1e-30)
+    lr, weight_decay, steps = 0.1, 0.05, 80
+    rates = lr * 0.5 * (1 + np.cos(np.pi * np.arange(steps) / steps))
+    shrink = 1 - rates * weight_decay
+    before = np.concatenate([[1.0], np.cumprod(shrink)[:-1]])
+
+    def run(weight_decay, factors):
+        return nl.sweep(
+            net, data, nl.sgd(), lr=lr, weight_decay=weight_decay, lr_other=0.1, epochs=2, every=1,
+            schedule=lambda t, _: factors[t], schedule_other="constant", precision="float64",
+        ).loss  # fmt: skip
+
+    decayed = run(weight_decay, rates / lr)
+    np.testing.assert_allclose(run(0.0, rates / lr / shrink / before**2), decayed, rtol=1e-9)
+    assert abs(run(0.0, rates / lr / before**2) / decayed - 1).max() > 1e-6
+
+
+@pytest.mark.parametrize("memory", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_balance_holds_for_gradients_that_remember(nesterov, memory):
+    """Gradients whose neighbours correlate by `memory`; only Nesterov's angle depends on it."""
+    mu, lr, weight_decay, size, chains = 0.9, 0.1, 0.01, 200, 8
+    rule = nl.nesterov(mu) if nesterov else nl.momentum(mu)
+    random = torch.Generator().manual_seed(0)
+    shape = (chains, 1, size)
+    w = torch.randn(shape, generator=random, dtype=torch.float64)
+    w *= 2.7 / w.norm(dim=2, keepdim=True)
+    state, source, rows = rule.init(w), torch.zeros_like(w), []
+    for step in range(1, 3001):
+        noise = torch.randn(shape, generator=random, dtype=torch.float64)
+        source = memory * source + (1 - memory**2) ** 0.5 * noise
+        r2 = w.square().sum(2, keepdim=True)
+        g = (source - (source * w).sum(2, keepdim=True) * w / r2) / (size * r2).sqrt()
+        new, state = rule.update(w, g, state, lr, weight_decay, step)
+        d, b = (w - new) / lr, state[0]
+        cosine = (w * new).sum(2) / (w.norm(dim=2) * new.norm(dim=2))
+        rows.append([(2 - 2 * cosine).mean(), d.square().sum() / chains, (d * b).sum() / chains])
+        w = new
+    angle2, step2, overlap = torch.tensor(rows)[1000:].mean(0).tolist()
+    factor = 1 - mu + 2 * mu**2 * overlap / step2 if nesterov else 1 + mu
+    assert angle2 * factor == pytest.approx(2 * lr * weight_decay, rel=0.02)
+    independent = rule.theory.angle(lr, weight_decay) ** 2
+    if not nesterov or memory == 0:
+        assert angle2 == pytest.approx(independent, rel=0.02)
+    else:
+        assert abs(angle2 / independent - 1) > 0.1

@@ -1,0 +1,89 @@
+"""`nl.ridge` finds the exponent that a grid was made with, and says when it cannot."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import normlib as nl
+
+LRS = np.geomspace(0.01, 3, 6)
+DECAYS = np.concatenate([[0.0], np.geomspace(1e-4, 0.3, 8)])
+
+
+def grid(kappa, noise=0.0, seeds=1):
+    """A bowl in log lr + κ log weight_decay; cells without decay hold nonsense."""
+    random = np.random.default_rng(0)
+    lr = xr.DataArray(LRS, dims="lr", coords={"lr": LRS})
+    decay = xr.DataArray(DECAYS, dims="weight_decay", coords={"weight_decay": DECAYS})
+    along = np.log(lr) + kappa * np.log(decay.where(decay > 0, 1e6))
+    bowl = 0.05 * (along - float(along.isel(weight_decay=slice(1, None)).mean())) ** 2
+    values = bowl.expand_dims(seed=range(seeds)).transpose("lr", "weight_decay", "seed")
+    return values + noise * random.standard_normal(values.shape)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-1, 3))
+def test_the_exponent_of_a_clean_grid_is_found(kappa):
+    fit = nl.ridge(grid(kappa))
+    assert np.arctan(float(fit.kappa[0])) == pytest.approx(np.arctan(kappa), abs=0.01)
+    assert float(fit.r2[0]) > 0.99
+
+
+def test_each_seed_has_its_own_exponent():
+    fit = nl.ridge(grid(0.5, noise=0.2, seeds=5))
+    assert fit.kappa.dims == ("seed",)
+    _, low, high = nl.interval(fit.kappa)
+    assert low < 0.5 < high
+    assert high - low < 0.3
+    assert float(fit.r2_at(0.5).mean()) > float(fit.r2_at(np.inf).mean())
+
+
+def test_pure_noise_is_not_explained():
+    """Leave-one-out R² does not reward a flexible curve; ordinary R² would be 0.1 here."""
+    noise = grid(1.0).isel(seed=0) * 0 + np.random.default_rng(1).standard_normal((6, 9))
+    fit = nl.ridge(noise)
+    assert float(fit.r2_at(1.0)) < 0.05
+
+
+def test_leave_one_out_is_what_its_name_says():
+    """The closed form equals leaving each cell out and fitting again."""
+    score = grid(0.7, noise=0.3).isel(seed=0, drop=True)
+    fit = nl.ridge(score, degree=2)
+    used = score.isel(weight_decay=slice(1, None))
+    along = (np.log(used.lr) + np.log(used.weight_decay)).transpose(*used.dims).values.ravel()
+    values = used.values.ravel()
+    errors, spread = [], []
+    for i in range(len(values)):
+        rest = np.delete(np.arange(len(values)), i)
+        fitted = np.polyfit(along[rest], values[rest], 2)
+        errors.append(values[i] - np.polyval(fitted, along[i]))
+        spread.append(values[i] - values[rest].mean())
+    expected = 1 - np.square(errors).sum() / np.square(spread).sum()
+    assert float(fit.r2_at(1.0)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_cells_that_diverged_or_are_masked_do_not_count():
+    score = grid(1.0)
+    spoiled = score.where(score.lr < 2)
+    spoiled[0, 3] = np.inf
+    masked = spoiled.copy()
+    masked[1, 1] = 1e9
+    where = xr.ones_like(score.isel(seed=0), dtype=bool)
+    where[1, 1] = False
+    for fit in (nl.ridge(spoiled), nl.ridge(masked, where=where)):
+        assert float(fit.kappa[0]) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (grid(1.0).isel(lr=0), "lr and weight_decay"),
+        (grid(1.0).rename(seed="run"), "may have seed"),
+        (grid(1.0).isel(lr=slice(1), weight_decay=slice(7)), "too few"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(score, message):
+    with pytest.raises(ValueError, match=message):
+        nl.ridge(score)
