@@ -60,6 +60,28 @@ class Dataset:
         """(C, H, W) of one image."""
         return tuple(self.x_train.shape[1:])
 
+    def held_out(self, count: int) -> "Dataset":
+        """The last `count` training images in place of the test images, to choose settings by.
+
+        Chapter 07 chooses on them and reports on the test images.
+
+        >>> chosen = mnist1d().held_out(800)
+        >>> len(chosen.x_train), len(chosen.x_test)
+        (3200, 800)
+        """
+        if not isinstance(count, int) or not 1 <= count < len(self.x_train):
+            raise ValueError(
+                f"count must be a whole number from 1 to {len(self.x_train) - 1}, got {count!r}"
+            )
+        return replace(
+            self,
+            x_train=self.x_train[:-count],
+            y_train=self.y_train[:-count],
+            x_test=self.x_train[-count:],
+            y_test=self.y_train[-count:],
+            source=f"{self.source}; the last {count} training images held out",
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dataset":
         """The same data on `device`, images as `dtype`."""
         return replace(

@@ -97,3 +97,98 @@ def test_balance_holds_for_gradients_that_remember(nesterov, memory):
         assert angle2 == pytest.approx(independent, rel=0.02)
     else:
         assert abs(angle2 / independent - 1) > 0.1
+
+
+@pytest.mark.parametrize("memory", [-0.5, 0.5])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_balance_of_adam_holds_for_gradients_that_remember_and_differ_in_size(decoupled, memory):
+    """The step follows from λ + q whatever the memory is; without q it does not."""
+    b1, b2, lr, size, chains, steps = 0.9, 0.999, 3e-3, 100, 4, 4000
+    rule = nl.adamw((b1, b2), eps=1e-30) if decoupled else nl.adam((b1, b2), eps=1e-30)
+    weight_decay = 0.5 if decoupled else 0.02
+    random = torch.Generator().manual_seed(0)
+    shape = (chains, 1, size)
+    sizes = torch.linspace(-2.5, 2.5, size, dtype=torch.float64).exp()
+    w = torch.randn(shape, generator=random, dtype=torch.float64)
+    start = rule.theory.equilibrium_norm(lr, weight_decay, gradient=1.0, size=size)
+    w *= start / w.norm(dim=2, keepdim=True)
+    state, source, rows = rule.init(w), torch.zeros_like(w), []
+    for step in range(1, steps + 1):
+        noise = torch.randn(shape, generator=random, dtype=torch.float64)
+        source = memory * source + (1 - memory**2) ** 0.5 * noise
+        r2 = w.square().sum(2, keepdim=True)
+        g = source * sizes
+        g = g - (g * w).sum(2, keepdim=True) * w / r2
+        g = g / (sizes.norm() * r2.sqrt())
+        new, state = rule.update(w, g, state, lr, weight_decay, step)
+        root = (state[1] / (1 - b2**step)).sqrt()
+        u = state[0] / (1 - b1**step) / root
+        decay = weight_decay * w * (w if decoupled else w / root)
+        rows.append(torch.stack([w * w, u * u, w * g / root, decay]).sum(-1))
+        w = new
+    late = torch.stack(rows)[steps // 2 :].mean((2, 3))
+    _, step2, along, decay = late.mean(0).tolist()
+    growth = float(late[-1, 0] - late[0, 0]) / len(late)
+    turning = lr**2 * step2 * (1 + b1) / (1 - b1)
+    assert turning == pytest.approx(2 * lr * (decay + along) + growth, rel=0.015)
+    if decoupled:  # there it is large enough to see
+        assert abs(turning / (2 * lr * decay + growth) - 1) > 0.1
+
+
+def normalized_path(momentum, lr, weight_decay, exact=False, steps=300, size=30):
+    """Weights of norm 1 with momentum on a noisy quotient of quadratic forms, from scratch.
+
+    With `exact` the decay is replaced by learning rates lr / c and momenta momentum / c.
+    """
+    random = torch.Generator().manual_seed(0)
+    form = torch.randn(size, size, generator=random, dtype=torch.float64)
+    form = form @ form.T / size
+    noise = 0.3 * torch.randn(steps, size, generator=random, dtype=torch.float64)
+    w = torch.ones(size, dtype=torch.float64) / size**0.5
+    buffer, c, norm, path = torch.zeros_like(w), 1.0, 1.0, []
+    for t in range(steps):
+        g = 2 * form @ w + noise[t]
+        g = g - (g @ w) * w  # the gradient of a function of the direction alone, at norm 1
+        if exact:
+            before, c = c, 1 - lr * weight_decay + (momentum * norm * (1 - 1 / c) if t else 0.0)
+            buffer = momentum / before * buffer + g
+            w = w - lr / c * buffer
+            norm = c * float(w.norm())
+        else:
+            buffer = momentum * buffer + g + weight_decay * w
+            w = w - lr * buffer
+        w = w / w.norm()
+        path.append(w)
+    return torch.stack(path)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "lr", "weight_decay"), [(0.0, 0.1, 3.0), (0.5, 0.05, 2.0), (0.9, 0.003, 1.5)]
+)
+def test_decay_of_normalized_weights_is_momentum(momentum, lr, weight_decay):
+    decayed = normalized_path(momentum, lr, weight_decay)
+    assert (normalized_path(momentum, lr, weight_decay, exact=True) - decayed).abs().max() < 1e-12
+    only_rate = normalized_path(momentum, lr / (1 - lr * weight_decay / (1 - momentum)), 0.0)
+    if momentum:
+        assert (only_rate - decayed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("weight_decay", [1.0, 5.0])
+def test_decay_speeds_normalized_weights_up_by_the_formula(nesterov, weight_decay):
+    """Drift under a weak steady gradient, against the same without decay."""
+    mu, lr, steps = 0.9, 1e-3, 400
+    rule = nl.unit_norm(nl.nesterov(mu) if nesterov else nl.momentum(mu))
+
+    def speed(weight_decay):
+        w = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+        state, angles = rule.init(w), []
+        for step in range(1, steps + 1):
+            across = torch.stack([-w[..., 1], w[..., 0]], -1)
+            w, state = rule.update(w, 1e-4 * across, state, lr, weight_decay, step)
+            angles.append(float(torch.atan2(w[0, 0, 1], w[0, 0, 0])))
+        return (angles[-1] - angles[-101]) / 100
+
+    boost = (1 - mu + mu**2 if nesterov else 1.0) / (1 - mu) ** 2
+    expected = 1 / (1 - lr * weight_decay * boost)
+    assert speed(weight_decay) / speed(0.0) == pytest.approx(expected, rel=0.01)

@@ -53,6 +53,19 @@ def _adam(rule: rules.Rule, weight_decay: list[float]) -> dict[str, object]:
     return _grid(rule, lr=lr, weight_decay=weight_decay, epochs=60)
 
 
+def _unit_norm() -> dict[str, object]:
+    return _grid(
+        rules.unit_norm(rules.nesterov(0.9)),
+        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
+        weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10],
+    )
+
+
+def _validated(definition: dict[str, object]) -> dict[str, object]:
+    """Judged by training images held out instead of the test images."""
+    return definition | {"data": datasets.mnist1d().held_out(800)}
+
+
 _L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
 _DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
@@ -69,6 +82,12 @@ DEFINITIONS = {
     "adam": lambda: _adam(rules.adam(), _L2),
     "adam_other": lambda: _adam(rules.adam(), _L2) | {"lr_other": 0.003},
     "adamw_other": lambda: _adam(rules.adamw(), _DECOUPLED) | {"lr_other": 0.003},
+    # The normalized grid, the paper's way and with a learning rate of their own for the rest.
+    "unit_norm": _unit_norm,
+    "unit_norm_other": lambda: _unit_norm() | {"lr_other": 0.05},
+    # To choose the best cell by: the Nesterov grid, and one line of the normalized grid.
+    "nesterov_validation": lambda: _validated(_nesterov()),
+    "unit_norm_validation": lambda: _validated(_unit_norm()) | {"weight_decay": 0.0},
 }
 
 
