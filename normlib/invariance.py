@@ -35,7 +35,11 @@ def rescaled(model: nn.Module, factors: Mapping[str, float | Tensor]) -> Iterato
     True
     """
     named = dict(model.named_parameters())
-    factors = {name: torch.as_tensor(factor) for name, factor in factors.items()}
+    factors = {
+        # torch would round a Python number to single precision
+        name: factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
+        for name, factor in factors.items()
+    }
     for name, factor in factors.items():
         if name not in named:
             raise ValueError(f"{name!r} is no parameter of the model; it has {', '.join(named)}")

@@ -86,6 +86,13 @@ def test_rescaled_restores_the_bits_even_after_an_error(data):
     assert torch.equal(model.conv1.weight, before)
 
 
+def test_rescaled_multiplies_in_double_precision(data):
+    model, _ = generic(nl.convnet(width=6), data, 0)
+    expected = model.conv1.weight.detach() * (1 / 3)
+    with nl.rescaled(model, {"conv1.weight": 1 / 3}):
+        assert torch.equal(model.conv1.weight, expected)
+
+
 def test_rescaled_names_what_it_does_not_know(data):
     model, _ = generic(nl.convnet(width=6), data, 0)
     with pytest.raises(ValueError, match="conv9"), nl.rescaled(model, {"conv9.weight": 2.0}):

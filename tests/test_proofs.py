@@ -130,7 +130,7 @@ def test_balance_of_adam_holds_for_gradients_that_remember_and_differ_in_size(de
     _, step2, along, decay = late.mean(0).tolist()
     growth = float(late[-1, 0] - late[0, 0]) / len(late)
     turning = lr**2 * step2 * (1 + b1) / (1 - b1)
-    assert turning == pytest.approx(2 * lr * (decay + along) + growth, rel=0.015)
+    assert turning == pytest.approx(2 * lr * (decay + along) + growth, rel=0.03)
     if decoupled:  # there it is large enough to see
         assert abs(turning / (2 * lr * decay + growth) - 1) > 0.1
 

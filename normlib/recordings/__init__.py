@@ -66,6 +66,27 @@ def _validated(definition: dict[str, object]) -> dict[str, object]:
     return definition | {"data": datasets.mnist1d().held_out(800)}
 
 
+def _both_decays(decay: str) -> dict[str, object]:
+    lambdas = [1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
+    return _grid(rules.nesterov(0.9), lr=0.1, weight_decay=lambdas, decay=decay)
+
+
+def _first_steps(factor: float) -> dict[str, object]:
+    """The learning rate of the hidden weights multiplied in the first 100 steps."""
+
+    def schedule(step: int, steps: int) -> float:
+        return linear_end(step, steps) * (factor if step < 100 else 1.0)
+
+    return _grid(
+        rules.nesterov(0.9),
+        lr=0.03,
+        lr_other=0.05,
+        weight_decay=[0, 0.01],
+        schedule=schedule,
+        schedule_other=linear_end,
+    )
+
+
 _L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
 _DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
@@ -88,6 +109,13 @@ DEFINITIONS = {
     # To choose the best cell by: the Nesterov grid, and one line of the normalized grid.
     "nesterov_validation": lambda: _validated(_nesterov()),
     "unit_norm_validation": lambda: _validated(_unit_norm()) | {"weight_decay": 0.0},
+    # Decay on all weights, and on γ, β and the head's bias too.
+    "decay_weights": lambda: _both_decays("weights"),
+    "decay_all": lambda: _both_decays("all"),
+    # The first 100 steps with another learning rate.
+    "first_tenth": lambda: _first_steps(0.1),
+    "first_same": lambda: _first_steps(1.0),
+    "first_tenfold": lambda: _first_steps(10.0),
 }
 
 
