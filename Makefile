@@ -2,7 +2,8 @@
 # make html   build the pages from the committed outputs, in seconds
 # make serve  show the built pages at http://127.0.0.1:8000
 # make test   everything that CI checks
-# make notebooks   run every chapter in place
+# make notebooks   run every chapter in place, and write the claims page
+# make claims write book/claims.md from the chapters' outputs
 # make bench  measure the speed, and write book/performance.md (about ten minutes)
 # make clean  remove what was built; the environment stays
 
@@ -14,7 +15,7 @@ CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: book html serve test notebooks lint unit nbval pages bench clean env
+.PHONY: book html serve test notebooks claims lint unit nbval pages bench clean env
 .DEFAULT_GOAL := book
 .NOTPARALLEL:
 
@@ -34,6 +35,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 book: $(READY)
 	@$(BIN)/python tools/notebooks.py --into _build/fresh
+	@$(BIN)/python tools/claims.py --book _build/fresh
 	@rm -rf _build/html _build/.doctrees
 	@$(BIN)/jupyter-book build _build/fresh --path-output . -W -n --keep-going -q
 	@echo "open $(CURDIR)/_build/html/index.html, or run: make serve"
@@ -47,6 +49,10 @@ serve: html
 
 notebooks: $(READY)
 	@$(BIN)/python tools/notebooks.py
+	@$(BIN)/python tools/claims.py
+
+claims: $(READY)
+	@$(BIN)/python tools/claims.py
 
 test: lint unit nbval pages
 

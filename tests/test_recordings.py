@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import normlib as nl
 from normlib import recordings, sweeps
@@ -20,35 +21,55 @@ def test_recording_belongs_to_its_definition_and_is_complete(name):
     assert not [path for path in folder.iterdir() if path.suffix != ".npz"]
 
 
+def cells(runs):
+    """Three cells of a recording, neither at a corner nor all in one row: indices and seed."""
+    dims = [dim for dim in ("lr", "weight_decay") if dim in runs.dims]
+    if len(dims) == 2:
+        places = [(1, 2), (1, 4), (2, 4)]
+    elif dims:
+        places = [(i,) for i in range(min(3, runs.sizes[dims[0]]))]
+    else:
+        return [({}, int(seed)) for seed in runs.seed[:3]]
+    return [(dict(zip(dims, place, strict=True)), int(runs.seed[0])) for place in places]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_cells_start_as_they_would_now(name):
     """Loss and norms after 1, 10 and 50 steps: the same data, network, rule and order.
 
     After 50 steps rounding can have led one of the cells elsewhere (seen: 1e-7 after 10 steps,
-    9 % after 50, at lr 0.1), so there two of three must agree.
+    9 % after 50, at lr 0.1), so there all but one must agree.
     """
     recording = nl.recorded(name)
     plan = sweeps.plan(**recording.definition | {"chunk": 1})
     late = []
-    for i, j in ((1, 2), (1, 4), (2, 4)):
-        cell = i * recording.runs.sizes["weight_decay"] + j
-        now = sweeps._train(plan, sweeps._Part(0, cell, cell + 1), lambda: None, stop=51)
-        then = recording.runs.isel(lr=i, weight_decay=j, seed=0)
+    for place, seed in cells(recording.runs):
+        shape = [recording.runs.sizes[dim] for dim in place]
+        cell = int(np.ravel_multi_index(tuple(place.values()), shape)) if place else 0
+        now = sweeps._train(plan, sweeps._Part(seed, cell, cell + 1), lambda: None, stop=51)
+        then = recording.runs.isel(place).sel(seed=seed)
         loss = np.abs(now["early_loss"][0] / then.early_loss.values - 1)
         norm = np.abs(now["early_norm"][0] / then.early_norm.values - 1).max(0)
         assert max(*loss[:2], *norm[:2]) < 1e-4
         late.append(max(loss[2], norm[2]))
-    assert np.median(late) < 1e-4
+    assert sorted(late)[-2] < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
     recording = nl.recorded(name)
-    cell = dict(lr=2, weight_decay=4)
-    recorded = 100 * recording.runs.test_error.isel(cell)
-    now = recording.rerun(lr=float(recorded.lr), weight_decay=float(recorded.weight_decay), seed=5)
-    # a 99 % prediction interval of one more run: t for 4 degrees of freedom, plus rounding
-    reach = 4.604 * float(recorded.std("seed", ddof=1)) * (1 + 1 / 5) ** 0.5 + 0.1
+    runs = recording.runs
+    middle = {dim: {"lr": 2, "weight_decay": 4}[dim] for dim in ("lr", "weight_decay")}
+    place = {dim: min(i, runs.sizes[dim] - 1) for dim, i in middle.items() if dim in runs.dims}
+    recorded, seeds = 100 * runs.test_error.isel(place), runs.sizes["seed"]
+    now = recording.rerun(
+        lr=float(recorded.lr),
+        weight_decay=float(recorded.weight_decay),
+        seed=int(runs.seed[-1]) + 1,
+    )
+    # a 99 % prediction interval of one more run, plus rounding
+    spread = float(recorded.std("seed", ddof=1)) * (1 + 1 / seeds) ** 0.5
+    reach = stats.t.ppf(0.995, seeds - 1) * spread + 0.1
     assert abs(100 * float(now.test_error) - float(recorded.mean())) <= reach
 
 

@@ -68,7 +68,7 @@ def _validated(definition: dict[str, object]) -> dict[str, object]:
 
 def _both_decays(decay: str) -> dict[str, object]:
     lambdas = [1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
-    return _grid(rules.nesterov(0.9), lr=0.1, weight_decay=lambdas, decay=decay)
+    return _grid(rules.nesterov(0.9), lr=0.1, weight_decay=lambdas, decay=decay, seed=range(10))
 
 
 def _first_steps(factor: float) -> dict[str, object]:
@@ -109,6 +109,17 @@ DEFINITIONS = {
     # To choose the best cell by: the Nesterov grid, and one line of the normalized grid.
     "nesterov_validation": lambda: _validated(_nesterov()),
     "unit_norm_validation": lambda: _validated(_unit_norm()) | {"weight_decay": 0.0},
+    # What they chose, with other seeds and the test images: the plane's best cell, the best of
+    # its line λ = 0, and the best of the normalized line.
+    "nesterov_report": lambda: (
+        _nesterov() | {"lr": 0.01, "weight_decay": 0.1, "seed": range(5, 45)}
+    ),
+    "nesterov_line_report": lambda: (
+        _nesterov() | {"lr": 0.3, "weight_decay": 0.0, "seed": range(5, 45)}
+    ),
+    "unit_norm_report": lambda: (
+        _unit_norm() | {"lr": 0.1, "weight_decay": 0.0, "seed": range(5, 45)}
+    ),
     # Decay on all weights, and on γ, β and the head's bias too.
     "decay_weights": lambda: _both_decays("weights"),
     "decay_all": lambda: _both_decays("all"),
