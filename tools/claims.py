@@ -160,13 +160,13 @@ CLAIMS = (
     ),
     Claim(
         "T1",
-        "L_λ(αw) = L_{λα²}(w).",
+        "$L_λ(αw) = L_{λα^2}(w)$.",
         ("largest |L_λ(αw) − L_{λα²}(w)|",),
         "To rounding.",
     ),
     Claim(
         "T2",
-        "∇L(αw) = ∇L(w)/α.",
+        "$∇L(αw) = ∇L(w)/α$.",
         ("largest deviation of α∇L(αw) from ∇L(w)", "largest |cos(w, ∇L)|"),
         "To rounding, over six decades of α.",
     ),
@@ -178,7 +178,7 @@ CLAIMS = (
     ),
     Claim(
         "T4",
-        "At equilibrium ‖w‖ is proportional to (η/λ)^{1/4}.",
+        "At equilibrium ‖w‖ is proportional to $(η/λ)^{1/4}$.",
         ("slope of log ‖w‖ over log(η/λ) at fixed ηλ", "2λr⁴/(ηG²) in the network, plain SGD"),
         "Along lines of equal ηλ. It is a balance, not a sign of convergence, and with momentum "
         "the constant contains the gradients' correlation.",
