@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 
 EPS = 1e-20  # torch's batch norm refuses 0; against a variance of order 1 this is none
 INVARIANT = 1e-9  # |cos(w, g)|: symmetric tensors stay below 1e-14, others above 1e-6
-ROUNDING = 1e-15  # error of a gradient, relative to the largest in the model
 NO_EFFECT = 1e-12  # |g| relative to the largest: true zeros stay below 1e-16, others above 1e-8
 NULL = 1e-8  # singular value relative to the largest: null below 1e-12, others above 1e-3
 CHANGE = 1e-9  # relative change of the loss that is more than rounding
@@ -129,23 +128,21 @@ class Audit:
         return [{"params": split[k], "weight_decay": decays[k]} for k in split if split[k]]
 
     def _summary(self) -> pd.DataFrame:
-        order = {verdict: k for k, verdict in enumerate(DECAY)}
         lines = []
-        for (_, verdict, per), part in self._table.groupby(
-            [self._table.verdict.map(order), "verdict", "per"]
-        ):
-            kind = verdict + f", per {per}" * (verdict == "invariant")
-            names = ", ".join(part.index[:2]) + ", …" * (len(part) > 2)
-            lines.append((kind, len(part), " / ".join(dict.fromkeys(part.decay)), names))
+        for verdict, decay in DECAY.items():
+            some = self._table[self._table.verdict == verdict]
+            for per, part in some.groupby(some.per if verdict == "invariant" else some.verdict):
+                kind = f"invariant per {per}" if verdict == "invariant" else verdict
+                first = part.index[0] + ", …" * (len(part) > 1)
+                lines.append((kind, len(part), decay, first))
         return pd.DataFrame(lines, columns=["verdict", "tensors", "weight decay", "e.g."])
 
     def _lines(self) -> list[str]:
         head = f"Audit of {type(self.model).__name__}: {len(self._table)} tensors"
         tail = f"{len(self.groups)} joint or inverse groups, searched {self.searched}"
-        spoiled = self._table.spoiled.dropna()
-        if len(spoiled):
-            worst = spoiled.idxmax()
-            tail += f"; ε spoils the invariance by at most {spoiled[worst]:.1e}, in {worst}"
+        spoiled = self._table.spoiled
+        if spoiled.max() > INVARIANT:
+            tail += f"; ε spoils them by at most {spoiled.max():.1e}, in {spoiled.idxmax()}"
         return [head, tail]
 
     def __repr__(self) -> str:
@@ -226,7 +223,7 @@ def audit(
         raise ValueError(f"batches and window must be at least 2, got {batches} and {window}")
     _checked(model)
     problem = _Problem(model, inputs, targets, loss)
-    own = problem.measure(problem.own, problem.batch)
+    own = problem.measure({name: _wide(p) for name, p in problem.named.items()}, problem.batch)
     first = [problem.at_random(seed + k) for k in range(batches)]
     used = [part for part in problem.parts if own.used[part]]
     silent = [part for part in used if all(row.silent(part) for row in first)]
@@ -375,17 +372,17 @@ class _Problem:
             raise ValueError(f"inputs must be a tensor, or a tuple or dict of tensors; got {kind}")
         self.model, self.batch, self.loss = model, (inputs, targets), loss
         self.named = dict(model.named_parameters())
-        self.own = {name: _wide(p).clone() for name, p in self.named.items()}
+        self.sizes = {name: _size_of(p) for name, p in self.named.items()}
         self.parts = _parts(model)
         self.modules = [*model.modules(), *(loss.modules() if isinstance(loss, nn.Module) else ())]
 
     def evaluate(self, values, batch, seed, eps, wanted=()):
         """The loss, and its gradients by name (None where the loss does not use a parameter)."""
         device = next(iter(self.named.values())).device
-        inputs, targets = _mapped(lambda tensor: _wide(tensor).clone().to(device), batch)
+        inputs, targets = _mapped(lambda tensor: _wide(tensor).to(device), batch)
         arguments = inputs if isinstance(inputs, tuple | dict) else (inputs,)
         fresh = {
-            id(self.named[name]): nn.Parameter(_wide(value), requires_grad=name in wanted)
+            id(self.named[name]): nn.Parameter(value, requires_grad=name in wanted)
             for name, value in values.items()
         }
         with contextlib.ExitStack() as stack:
@@ -414,9 +411,10 @@ class _Problem:
         for part in self.parts:
             gradient = gradients[part.parameter]
             used[part] = gradient is not None
-            w = part.of(_wide(values[part.parameter]))
+            w = part.of(values[part.parameter])
             g = part.of(gradient) if used[part] else torch.zeros_like(w)
-            stats[part] = torch.stack([(a * b).sum(1) for a, b in ((w, g), (w, w), (g, g))])
+            norms = (torch.linalg.vector_norm(x, dim=1).square() for x in (w, g))
+            stats[part] = torch.stack([(w * g).sum(1), *norms])
         stats = {part: s.cpu().numpy() for part, s in stats.items()}
         return _Row(stats, used, max(math.sqrt(s[2].sum()) for s in stats.values()))
 
@@ -429,38 +427,42 @@ class _Problem:
         generator = torch.Generator().manual_seed(seed)
         values = {}
         for name, p in self.named.items():
-            values[name] = w = _wide(p).clone()
-            if p.requires_grad:  # what is frozen is part of the function
-                fan = w[0].numel() if w.ndim > 1 else 1
-                size = max(float(w.square().mean().sqrt()), fan**-0.5)
-                noise = torch.rand(w.shape, generator=generator).to(w) - 0.5
-                values[name] = 3 * size * noise if far else torch.add(w, noise, alpha=1.5 * size)
+            if not p.requires_grad:  # what is frozen is part of the function
+                values[name] = _wide(p)
+                continue
+            noise = torch.rand(p.shape, generator=generator).sub_(0.5).to(p.device)
+            if far:
+                values[name] = (noise * (3 * self.sizes[name])).double()
+            else:
+                values[name] = torch.add(p.detach(), noise, alpha=1.5 * self.sizes[name]).double()
         inputs, targets = self.batch
         return values, (
             _mapped(_shuffler(generator, 0.5), inputs),
             _mapped(_shuffler(generator, 0.0), targets),
         )
 
-    def feels(self, seed):
-        """A function that tells whether replacing values changes the loss at a random point."""
+    def unfelt(self, some, replace, seed):
+        """Those of `some` that leave the loss at a random point when `replace` changes values."""
+        if not some:
+            return []
         values, batch = self.point(seed)
-        before, _ = self.evaluate(values, batch, seed, EPS)
 
-        def felt(some, replace):
+        def loss(some):
             changed = dict(values)
             for one in some:
                 replace(one, changed)
-            after, _ = self.evaluate(changed, batch, seed, EPS)
-            return not abs(after - before) <= CHANGE * max(abs(before), abs(after))
+            return self.evaluate(changed, batch, seed, EPS)[0]
 
-        return felt
+        before = loss([])
 
-    def unfelt(self, some, replace, seed):
-        """Those of `some` that can be replaced, alone and all together, without being felt."""
-        felt = self.feels(seed)
-        if not some or not felt(some, replace):
-            return list(some)
-        return [one for one in some if not felt([one], replace)]
+        def passing(some):
+            after = loss(some)
+            if abs(after - before) <= CHANGE * max(abs(before), abs(after)):
+                return list(some)
+            half = len(some) // 2
+            return passing(some[:half]) + passing(some[half:]) if half else []
+
+        return passing(some)
 
     def confirmed(self, symmetries, seed):
         """Those that leave the loss under an actual, large change of scale."""
@@ -554,7 +556,7 @@ def _exchanged(
 
     def copy(tensor):
         if id(tensor) not in fresh:
-            fresh[id(tensor)] = _wide(tensor).clone()
+            fresh[id(tensor)] = _wide(tensor)
         return fresh[id(tensor)]
 
     kept = []
@@ -600,8 +602,16 @@ def _enough(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.double() if tensor.is_floating_point() else tensor
+    """A copy, in double precision if it holds floats."""
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype, copy=True)
+
+
+def _size_of(parameter: Tensor) -> float:
+    """What is large for an entry: their root mean square, or what an initialization makes."""
+    w = parameter.detach()
+    fan = w[0].numel() if w.ndim > 1 else 1
+    return max(float(w.double().square().mean().sqrt()), fan**-0.5)
 
 
 def _mapped(function: Callable[[Tensor], Tensor], value):
@@ -666,7 +676,7 @@ def _blocks(exponents: dict[_Part, int], rows: Sequence[_Row]) -> int:
     length = stats.shape[-1]
     for blocks in (d for d in range(length, 0, -1) if length % d == 0):
         product, w2, g2 = np.moveaxis(_fold(stats, blocks), 1, 0)
-        if (np.abs(product) <= np.sqrt(w2) * (INVARIANT * np.sqrt(g2) + ROUNDING * top)).all():
+        if (np.abs(product) <= np.sqrt(w2) * (INVARIANT * np.sqrt(g2) + NO_EFFECT * top)).all():
             return blocks
     return 0
 
