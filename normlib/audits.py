@@ -119,7 +119,7 @@ class Audit:
         A group wider than the search window counts as "not invariant"; see ``full=True``.
         Chapter 09.
         """
-        scale = set(self._table.parameter[self._table.verdict.isin(["invariant", "joint"])])
+        scale = set(self._table.parameter[self._table.decay.str.contains("learning rate")])
         split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, p in self.model.named_parameters():
             if p.requires_grad:
@@ -241,11 +241,12 @@ def audit(
         exponents = {part: int(c) for part, c in zip(rest, vector, strict=True) if c}
         symmetries.append(_Symmetry(exponents, _blocks(exponents, first) or 1))
     held = problem.confirmed(symmetries, seed)
-    unfelt = problem.without_effect(silent, seed)
+    never = problem.silent_anywhere(silent, seed)
+    unfelt = problem.replaceable(never, seed)
     # Before a norm, a gain that is one number a channel has no gradient, but its sign matters.
     gains = [
         _Symmetry({part: 1}, len(part.of(p)))
-        for part in silent
+        for part in never
         if part not in unfelt and part.of(p := problem.named[part.parameter]).shape[1] == 1
     ]
     signs = problem.confirmed(gains, seed)
@@ -465,28 +466,34 @@ class _Problem:
         return passing(some)
 
     def confirmed(self, symmetries, seed):
-        """Those that leave the loss under an actual, large change of scale."""
+        """Those that leave the loss under actual, large changes of scale, up and down."""
         draw = np.random.default_rng(seed)
+        for powers in ([3, 4, 5], [-3, -4, -5]):
 
-        def rescale(symmetry, values):
-            # Powers of 2 are exact, so that rounding does not blur the answer.
-            power = draw.choice([-3, -2, -1, 1, 2, 3], symmetry.blocks)
-            for part, c in symmetry.exponents.items():
-                values[part.parameter] = part.scaled(values[part.parameter], 2.0 ** (c * power))
+            def rescale(symmetry, values, powers=powers):
+                # Powers of 2 are exact, so that rounding does not blur the answer.
+                power = draw.choice(powers, symmetry.blocks)
+                for part, c in symmetry.exponents.items():
+                    values[part.parameter] = part.scaled(values[part.parameter], 2.0 ** (c * power))
 
-        return self.unfelt(symmetries, rescale, seed)
+            symmetries = self.unfelt(symmetries, rescale, seed)
+        return symmetries
 
-    def without_effect(self, silent, seed):
-        """Which of some parts without gradient may have any value."""
-        others, _ = self.point(seed, far=True)
-        with contextlib.suppress(ValueError):  # not every model has a finite loss everywhere
-            # What is dead near the model's own point lives elsewhere.
-            row = self.at_random(seed, far=True)
-            silent = [part for part in silent if row.silent(part)]
+    def silent_anywhere(self, silent, seed):
+        """Those of the silent that are so far from the model's own point too, not just dead."""
+        if silent:
+            with contextlib.suppress(ValueError):  # not every model has a finite loss everywhere
+                row = self.at_random(seed, far=True)
+                return [part for part in silent if row.silent(part)]
+        return silent
+
+    def replaceable(self, silent, seed):
+        """Those of the silent that may have any value."""
 
         def replace(part, values):
             values[part.parameter] = part.replaced(values[part.parameter], others[part.parameter])
 
+        others, _ = self.point(seed, far=True)
         return self.unfelt(silent, replace, seed)
 
 
