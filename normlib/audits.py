@@ -20,13 +20,16 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.linalg import qr
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 EPS = 1e-20  # torch's batch norm refuses 0; against a variance of order 1 this is none
 INVARIANT = 1e-9  # |cos(w, g)|: symmetric tensors stay below 1e-14, others above 1e-6
 NO_EFFECT = 1e-12  # |g| relative to the largest: true zeros stay below 1e-16, others above 1e-8
 NULL = 1e-8  # singular value relative to the largest: null below 1e-12, others above 1e-3
+WHOLE = 1e-5  # error of an exponent: below 1e-11 where there is a symmetry
 CHANGE = 1e-9  # relative change of the loss that is more than rounding
 
 DECAY = {
@@ -37,6 +40,7 @@ DECAY = {
     "not invariant": "shrinks the function",
     "undecided": "not known",
 }
+SIGNS = "only its sign matters"
 _FUSED = re.compile(r"(in_proj_|qkv\.)(weight|bias)$")
 _NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.normalize)
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -137,20 +141,20 @@ class Audit:
                 lines.append((kind, len(part), decay, first))
         return pd.DataFrame(lines, columns=["verdict", "tensors", "weight decay", "e.g."])
 
-    def _lines(self) -> list[str]:
+    def _lines(self) -> tuple[str, str]:
         head = f"Audit of {type(self.model).__name__}: {len(self._table)} tensors"
         tail = f"{len(self.groups)} joint or inverse groups, searched {self.searched}"
         spoiled = self._table.spoiled
         if spoiled.max() > INVARIANT:
-            tail += f"; ε spoils them by at most {spoiled.max():.1e}, in {spoiled.idxmax()}"
-        return [head, tail]
+            tail += f"\nε spoils at most |cos(w, g)| = {spoiled.max():.1e}, in {spoiled.idxmax()}"
+        return head, tail
 
     def __repr__(self) -> str:
         head, tail = self._lines()
         return f"{head}\n{self._summary().to_string(index=False)}\n{tail}"
 
     def _repr_html_(self) -> str:
-        head, tail = map(html.escape, self._lines())
+        head, tail = (html.escape(line).replace("\n", "<br>") for line in self._lines())
         return f"<p>{head}</p>{self._summary().to_html(index=False)}<p>{tail}</p>"
 
 
@@ -260,7 +264,7 @@ def audit(
     for symmetry in sorted(held, key=lambda s: s.kind):
         fates |= dict.fromkeys(symmetry.exponents, (symmetry.kind, ""))
     for symmetry in signs:
-        fates |= dict.fromkeys(symmetry.exponents, ("invariant", "only its sign matters"))
+        fates |= dict.fromkeys(symmetry.exponents, ("invariant", SIGNS))
     groups = [symmetry for symmetry in held if len(symmetry.exponents) > 1]
     return Audit(
         model,
@@ -380,7 +384,7 @@ class _Problem:
     def evaluate(self, values, batch, seed, eps, wanted=()):
         """The loss, and its gradients by name (None where the loss does not use a parameter)."""
         device = next(iter(self.named.values())).device
-        inputs, targets = _mapped(lambda tensor: _wide(tensor).to(device), batch)
+        inputs, targets = tree_map_only(Tensor, lambda x: _wide(x).to(device), batch)
         arguments = inputs if isinstance(inputs, tuple | dict) else (inputs,)
         fresh = {
             id(self.named[name]): nn.Parameter(value, requires_grad=name in wanted)
@@ -438,8 +442,8 @@ class _Problem:
                 values[name] = torch.add(p.detach(), noise, alpha=1.5 * self.sizes[name]).double()
         inputs, targets = self.batch
         return values, (
-            _mapped(_shuffler(generator, 0.5), inputs),
-            _mapped(_shuffler(generator, 0.0), targets),
+            tree_map_only(Tensor, _shuffler(generator, 0.5), inputs),
+            tree_map_only(Tensor, _shuffler(generator, 0.0), targets),
         )
 
     def unfelt(self, some, replace, seed):
@@ -503,7 +507,7 @@ def _checked(model: nn.Module) -> None:
     for name, p in tensors.items():
         if isinstance(p, nn.parameter.UninitializedTensorMixin):
             raise ValueError(f"{name} is not initialised; run the model once on a batch first")
-        if p.is_complex() or p.layout != torch.strided:
+        if isinstance(p, nn.Parameter) and (p.is_complex() or p.layout != torch.strided):
             kind = "complex" if p.is_complex() else "sparse"
             raise ValueError(f"{name} is {kind}; an audit needs real and dense tensors")
     devices = sorted({str(p.device) for p in tensors.values()})
@@ -570,9 +574,8 @@ def _exchanged(
     for module in modules:
         boxes = [box for box in vars(module).values() if isinstance(box, dict | list | set)]
         kept += [(box, box.copy()) for box in (vars(module), *boxes)]
-    originals = [content for _, content in kept]
     try:
-        for box, content in zip([box for box, _ in kept], originals, strict=True):
+        for box, content in kept:
             if isinstance(box, set):
                 continue
             for key, value in content.items() if isinstance(box, dict) else enumerate(content):
@@ -619,17 +622,6 @@ def _size_of(parameter: Tensor) -> float:
     w = parameter.detach()
     fan = w[0].numel() if w.ndim > 1 else 1
     return max(float(w.double().square().mean().sqrt()), fan**-0.5)
-
-
-def _mapped(function: Callable[[Tensor], Tensor], value):
-    """The same nest of tuples and dicts with a function applied to its tensors."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped(function, item) for item in value)
-    if isinstance(value, dict):
-        return {key: _mapped(function, item) for key, item in value.items()}
-    return value
 
 
 def _shuffler(generator: torch.Generator, noise: float) -> Callable[[Tensor], Tensor]:
@@ -712,48 +704,31 @@ def _factored(products: np.ndarray) -> tuple[int, np.ndarray]:
     return rank, vectors[rank:] / scale
 
 
-def _generators(products: np.ndarray, spans: Sequence[range]) -> list[np.ndarray]:
+def _generators(products: np.ndarray, spans: Sequence[slice]) -> list[np.ndarray]:
     """Integer exponents of independent symmetries, each inside a span and with few tensors."""
     found = set()
     for span in spans:
-        for vector in _sparse(_integers(_factored(products[:, span])[1])):
+        _, null = _factored(products[:, span])
+        for vector in _sparse(_integers(null)) if len(null) else []:
             whole = np.zeros(products.shape[1], int)
             whole[span] = vector
             found.add(tuple(map(int, whole)))
     basis: list[np.ndarray] = []
-    for vector in sorted(found, key=_size):
+    for vector in sorted(found, key=lambda vector: (*_size(vector), vector)):
         if np.linalg.matrix_rank(np.array([*basis, vector])) > len(basis):
             basis.append(np.array(vector))
     return sorted(_sparse(basis), key=lambda vector: np.flatnonzero(vector).tolist())
 
 
-def _size(vector: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
-    vector = np.asarray(vector)
-    return np.count_nonzero(vector), int(np.abs(vector).sum()), tuple(np.flatnonzero(vector))
-
-
 def _integers(null: np.ndarray) -> list[np.ndarray]:
-    """The reduced row echelon form of a null space, as integers; what is none is left out."""
-    if not len(null):
-        return []
-    rows = np.linalg.qr(null.T)[0].T.copy()
-    done = 0
-    for column in range(rows.shape[1]):
-        pivot = done + int(np.abs(rows[done:, column]).argmax())
-        if abs(rows[pivot, column]) < 1e-6:
-            continue
-        rows[[done, pivot]] = rows[[pivot, done]]
-        rows[done] /= rows[done, column]
-        others = np.arange(len(rows)) != done
-        rows[others] -= np.outer(rows[others, column], rows[done])
-        done += 1
-        if done == len(rows):
-            break
+    """A basis of a null space in small integers; what is none is left out."""
+    pivots = qr(null, mode="r", pivoting=True)[1][: len(null)]
     found = []
-    for row in rows:
+    for row in np.linalg.solve(null[:, pivots], null):
         for multiple in range(1, 7):
-            if np.abs(multiple * row - (multiple * row).round()).max() < 1e-5:
-                found.append((multiple * row).round().astype(int))
+            whole = (multiple * row).round()
+            if np.abs(multiple * row - whole).max() < WHOLE:
+                found.append(whole.astype(int))
                 break
     return found
 
@@ -789,17 +764,17 @@ def _table(named, fates, symmetries, groups, own) -> pd.DataFrame:
             values = part.rows(_wide(p))
             mine = [s for s in symmetries if part in s.exponents]
             blocks = max((s.blocks for s in mine), default=0)
-            signs = note == "only its sign matters"
+            signs = note == SIGNS
             lines.append(
                 {
                     "name": part.name,
                     "parameter": name,
                     "shape": tuple(p.shape if part.third is None else values.shape),
                     "verdict": verdict,
-                    "per": _per(blocks, len(values)),
+                    "per": {len(values): "channel", 1: "tensor", 0: ""}.get(blocks, "head"),
                     "blocks": blocks,
                     "groups": tuple(k for k, group in enumerate(groups) if part in group.exponents),
-                    "norm": float(values.norm()),
+                    "norm": float(values.double().norm()),
                     "gradient_norm": own.norm(part) if part in own.stats else math.nan,
                     "spoiled": max((_spoiled(s, own) for s in mine if not signs), default=math.nan),
                     "decay": DECAY["no effect" if signs else verdict],
@@ -807,9 +782,3 @@ def _table(named, fates, symmetries, groups, own) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(lines).set_index("name")
-
-
-def _per(blocks: int, channels: int) -> str:
-    if blocks > 1:
-        return "channel" if blocks == channels else "head"
-    return "tensor" if blocks else ""

@@ -397,7 +397,7 @@ def test_a_gain_before_batch_norm_matters_by_its_sign_only():
     row = found.to_dataframe().loc["0.parametrizations.weight.original0"]
     assert (row.verdict, row.per, row.decay) == ("invariant", "channel", "nothing")
     assert row.note == "only its sign matters"
-    decayed, other = found.param_groups(0.1)
+    decayed = found.param_groups(0.1)[0]
     assert [p.shape for p in decayed["params"]] == [(6, 5)]
     target = torch.randn(16, 3).double()
     confirm(found, model, torch.randn(ROWS).double(), lambda output: F.mse_loss(output, target))
@@ -541,7 +541,7 @@ def test_norms_are_those_of_the_models_own_point():
     for name, p in model.named_parameters():
         assert table.norm[name] == pytest.approx(p.detach().norm().item(), rel=1e-12)
         assert table.gradient_norm[name] == pytest.approx(p.grad.norm().item(), abs=1e-12)
-        assert table.shape[name] == tuple(p.shape)
+        assert table["shape"][name] == tuple(p.shape)
 
 
 def test_eps_spoils_as_much_as_its_law_says():
