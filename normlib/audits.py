@@ -41,6 +41,7 @@ DECAY = {
     "undecided": "not known",
 }
 SIGNS = "only its sign matters"
+LOCAL = "invariant to small changes of scale only"
 _FUSED = re.compile(r"(in_proj_|qkv\.)(weight|bias)$")
 _NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.normalize)
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -87,7 +88,8 @@ class Audit:
               may grow as another shrinks), "no effect" (any value gives the same loss), "not
               invariant", "undecided";
             - per: what may be rescaled independently, "channel" (an output channel or row),
-              "head" (a block of them, also a group of a GroupNorm), "tensor"; "" if nothing;
+              "head" (a block of them, also a group of a GroupNorm), "tensor"; "" if nothing. Of
+              several groups the finest counts;
             - blocks: how many of these there are; 0 if nothing;
             - groups: positions in `Audit.groups`;
             - norm, gradient_norm: at the model's own point, on the inputs as given;
@@ -135,7 +137,7 @@ class Audit:
         lines = []
         for verdict, decay in DECAY.items():
             some = self._table[self._table.verdict == verdict]
-            for per, part in some.groupby(some.per if verdict == "invariant" else some.verdict):
+            for per, part in some.groupby("per" if verdict == "invariant" else "verdict"):
                 kind = f"invariant per {per}" if verdict == "invariant" else verdict
                 first = part.index[0] + ", …" * (len(part) > 1)
                 lines.append((kind, len(part), decay, first))
@@ -158,6 +160,7 @@ class Audit:
         return f"<p>{head}</p>{self._summary().to_html(index=False)}<p>{tail}</p>"
 
 
+@torch.inference_mode(False)  # which also enables gradients
 def audit(
     model: nn.Module,
     inputs: Tensor | tuple | dict,
@@ -190,7 +193,7 @@ def audit(
         Search joint and inverse groups among all tensors at once: one gradient for each tensor,
         which is minutes for a large model. It finds groups along a whole residual stream.
     window : int
-        Otherwise groups are searched among this many consecutive tensors.
+        Otherwise groups are searched among this many consecutive tensors; 1 searches none.
     seed : int
         Of the random points.
 
@@ -208,11 +211,14 @@ def audit(
     Notes
     -----
     Runs in train mode, so that batch norm uses the batch's statistics; dropout and stochastic
-    depth are off. Tensors are exchanged for float64 copies while a gradient is taken; the
-    points are the model's own plus noise, the batches are the inputs shuffled, floating ones with
-    noise. What passed is then rescaled for real, by powers of 2, and must leave the loss.
-    "Not invariant" is relative to the window: alone it is not, nor with its neighbours. An ε that
-    is a literal in a home-made norm cannot be removed, and hides the invariance. Chapter 09.
+    depth are off. It takes about ``window + 2 * batches`` gradients in float64, for which the
+    tensors of the modules are exchanged for copies; hooks run with them. The points are the
+    model's own plus noise, the batches are the inputs shuffled, floating ones with noise. What
+    passed is then rescaled for real, by powers of 2 up and down, and must leave the loss.
+
+    "Not invariant" means neither alone nor with neighbours in the window. An ε that is a literal
+    in a home-made norm cannot be removed, and hides an invariance. A parameter named like a fused
+    projection (``in_proj_weight``, ``qkv.weight``, and biases) is audited in three. Chapter 09.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     >>> found = nl.audit(net, torch.randn(16, 4), torch.arange(16) % 2)
@@ -223,45 +229,36 @@ def audit(
     >>> list(found.to_dataframe().verdict)
     ['invariant', 'no effect', 'inverse', 'inverse', 'inverse', 'not invariant']
     """
-    if batches < 2 or window < 2:
-        raise ValueError(f"batches and window must be at least 2, got {batches} and {window}")
+    if batches < 2 or window < 1:
+        raise ValueError(f"batches must be at least 2 and window 1, got {batches} and {window}")
     _checked(model)
-    problem = _Problem(model, inputs, targets, loss)
+    problem = _Problem(model, inputs, targets, loss, seed)
     own = problem.measure({name: _wide(p) for name, p in problem.named.items()}, problem.batch)
-    first = [problem.at_random(seed + k) for k in range(batches)]
+    rows = [problem.at_random(k) for k in range(batches)]
     used = [part for part in problem.parts if own.used[part]]
-    silent = [part for part in used if all(row.silent(part) for row in first)]
-    found = {part: _blocks({part: 1}, first) for part in used if part not in silent}
-    rest = [part for part, blocks in found.items() if not blocks]
-    symmetries = [_Symmetry({part: 1}, blocks) for part, blocks in found.items() if blocks]
-    size = len(rest) if full else min(window, len(rest))
-    spans = [slice(k, k + size) for k in range(len(rest) - size + 1)] if size > 1 else []
-    products = np.array([[row.product(part) for part in rest] for row in first])
-    # Some rows more than the rank, or chance alone makes null vectors.
-    while spans and max(_factored(products[:, s])[0] for s in spans) + 2 * batches > len(products):
-        row = problem.at_random(seed + len(products))
-        products = np.vstack([products, [row.product(part) for part in rest]])
-    for vector in _generators(products, spans):
-        exponents = {part: int(c) for part, c in zip(rest, vector, strict=True) if c}
-        symmetries.append(_Symmetry(exponents, _blocks(exponents, first) or 1))
-    held = problem.confirmed(symmetries, seed)
-    never = problem.silent_anywhere(silent, seed)
-    unfelt = problem.replaceable(never, seed)
+    silent = [part for part in used if all(row.silent(part) for row in rows)]
+    blocks = {part: _blocks({part: 1}, rows) for part in used if part not in silent}
+    rest = [part for part in blocks if not blocks[part]]
+    found = [_Symmetry({part: 1}, blocks[part]) for part in blocks if blocks[part]]
+    found += _search(problem, rest, rows, len(rest) if full else min(window, len(rest)))
+    held = problem.confirmed(found)
+    never = problem.silent_anywhere(silent)
+    unfelt = problem.replaceable(never)
     # Before a norm, a gain that is one number a channel has no gradient, but its sign matters.
     gains = [
         _Symmetry({part: 1}, len(part.of(p)))
         for part in never
         if part not in unfelt and part.of(p := problem.named[part.parameter]).shape[1] == 1
     ]
-    signs = problem.confirmed(gains, seed)
+    signs = problem.confirmed(gains)
+
     fates = dict.fromkeys(problem.parts, ("undecided", "the loss does not use it"))
     fates |= dict.fromkeys(used, ("not invariant", ""))
     fates |= dict.fromkeys(silent, ("undecided", "dead on this data"))
     fates |= dict.fromkeys(unfelt, ("no effect", ""))
-    for symmetry in symmetries:
-        note = "invariant to small changes of scale only"
-        fates |= dict.fromkeys(symmetry.exponents, ("not invariant", note))
-    for symmetry in sorted(held, key=lambda s: s.kind):
+    for symmetry in found:
+        fates |= dict.fromkeys(symmetry.exponents, ("not invariant", LOCAL))
+    for symmetry in sorted(held, key=lambda symmetry: symmetry.kind):  # joint after inverse
         fates |= dict.fromkeys(symmetry.exponents, (symmetry.kind, ""))
     for symmetry in signs:
         fates |= dict.fromkeys(symmetry.exponents, ("invariant", SIGNS))
@@ -272,6 +269,23 @@ def audit(
         "among all tensors" if full else f"among {window} consecutive tensors",
         _table(problem.named, fates, held + signs, groups, own),
     )
+
+
+def _search(problem, rest, first, size: int) -> list["_Symmetry"]:
+    """The symmetries of several of the parts `rest`, each among `size` neighbours."""
+    if size < 2:
+        return []
+    spans = [slice(k, k + size) for k in range(len(rest) - size + 1)]
+    products = np.array([[row.product(part) for part in rest] for row in first])
+    # Some rows more than the rank, or chance alone makes null vectors.
+    while max(_factored(products[:, s])[0] for s in spans) + 2 * len(first) > len(products):
+        row = problem.at_random(len(products))
+        products = np.vstack([products, [row.product(part) for part in rest]])
+    found = []
+    for vector in _generators(products, spans):
+        exponents = {part: int(c) for part, c in zip(rest, vector, strict=True) if c}
+        found.append(_Symmetry(exponents, _blocks(exponents, first) or 1))
+    return found
 
 
 @dataclass(frozen=True)
@@ -371,17 +385,17 @@ class _Double(TorchFunctionMode):
 class _Problem:
     """A model, a batch and a loss, evaluated at points of ours without leaving a trace."""
 
-    def __init__(self, model, inputs, targets, loss) -> None:
+    def __init__(self, model, inputs, targets, loss, seed) -> None:
         if not isinstance(inputs, Tensor | tuple | dict):
             kind = type(inputs).__name__
             raise ValueError(f"inputs must be a tensor, or a tuple or dict of tensors; got {kind}")
-        self.model, self.batch, self.loss = model, (inputs, targets), loss
+        self.model, self.batch, self.loss, self.seed = model, (inputs, targets), loss, seed
         self.named = dict(model.named_parameters())
         self.sizes = {name: _size_of(p) for name, p in self.named.items()}
         self.parts = _parts(model)
         self.modules = [*model.modules(), *(loss.modules() if isinstance(loss, nn.Module) else ())]
 
-    def evaluate(self, values, batch, seed, eps, wanted=()):
+    def evaluate(self, values, batch, number=0, eps=EPS, wanted=()):
         """The loss, and its gradients by name (None where the loss does not use a parameter)."""
         device = next(iter(self.named.values())).device
         inputs, targets = tree_map_only(Tensor, lambda x: _wide(x).to(device), batch)
@@ -391,13 +405,12 @@ class _Problem:
             for name, value in values.items()
         }
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_undisturbed(seed))
+            stack.enter_context(_undisturbed(self.seed + number))
             stack.enter_context(_exchanged(self.modules, fresh, eps))
             stack.enter_context(_Double(eps))
-            stack.enter_context(torch.set_grad_enabled(bool(wanted)))
             by_name = isinstance(arguments, dict)
             output = self.model(**arguments) if by_name else self.model(*arguments)
-            loss = _loss(self.loss, output, targets, seed)
+            loss = _loss(self.loss, output, targets, self.seed + number)
             if not wanted:
                 return loss.item(), {}
             if not loss.requires_grad:
@@ -407,9 +420,9 @@ class _Problem:
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         return loss.item(), dict(zip(wanted, gradients, strict=True))
 
-    def measure(self, values, batch, seed=0, eps=None, where="the model's own point") -> _Row:
+    def measure(self, values, batch, number=0, eps=None, where="the model's own point") -> _Row:
         wanted = list(dict.fromkeys(part.parameter for part in self.parts))
-        loss, gradients = self.evaluate(values, batch, seed, eps, wanted)
+        loss, gradients = self.evaluate(values, batch, number, eps, wanted)
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss} at {where}; check inputs, targets and loss")
         stats, used = {}, {}
@@ -423,13 +436,13 @@ class _Problem:
         stats = {part: s.cpu().numpy() for part, s in stats.items()}
         return _Row(stats, used, max(math.sqrt(s[2].sum()) for s in stats.values()))
 
-    def at_random(self, seed, far=False) -> _Row:
+    def at_random(self, number, far=False) -> _Row:
         where = "a random point near the model's own"
-        return self.measure(*self.point(seed, far), seed, EPS, where)
+        return self.measure(*self.point(number, far), number, EPS, where)
 
-    def point(self, seed, far=False):
+    def point(self, number=0, far=False):
         """A random point near the model's own, or anywhere, and another batch."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed + number)
         values = {}
         for name, p in self.named.items():
             if not p.requires_grad:  # what is frozen is part of the function
@@ -446,17 +459,17 @@ class _Problem:
             tree_map_only(Tensor, _shuffler(generator, 0.0), targets),
         )
 
-    def unfelt(self, some, replace, seed):
+    def unfelt(self, some, replace):
         """Those of `some` that leave the loss at a random point when `replace` changes values."""
         if not some:
             return []
-        values, batch = self.point(seed)
+        values, batch = self.point()
 
         def loss(some):
             changed = dict(values)
             for one in some:
                 replace(one, changed)
-            return self.evaluate(changed, batch, seed, EPS)[0]
+            return self.evaluate(changed, batch)[0]
 
         before = loss([])
 
@@ -469,9 +482,9 @@ class _Problem:
 
         return passing(some)
 
-    def confirmed(self, symmetries, seed):
+    def confirmed(self, symmetries):
         """Those that leave the loss under actual, large changes of scale, up and down."""
-        draw = np.random.default_rng(seed)
+        draw = np.random.default_rng(self.seed)
         for powers in ([3, 4, 5], [-3, -4, -5]):
 
             def rescale(symmetry, values, powers=powers):
@@ -480,25 +493,25 @@ class _Problem:
                 for part, c in symmetry.exponents.items():
                     values[part.parameter] = part.scaled(values[part.parameter], 2.0 ** (c * power))
 
-            symmetries = self.unfelt(symmetries, rescale, seed)
+            symmetries = self.unfelt(symmetries, rescale)
         return symmetries
 
-    def silent_anywhere(self, silent, seed):
+    def silent_anywhere(self, silent):
         """Those of the silent that are so far from the model's own point too, not just dead."""
         if silent:
             with contextlib.suppress(ValueError):  # not every model has a finite loss everywhere
-                row = self.at_random(seed, far=True)
+                row = self.at_random(0, far=True)
                 return [part for part in silent if row.silent(part)]
         return silent
 
-    def replaceable(self, silent, seed):
+    def replaceable(self, silent):
         """Those of the silent that may have any value."""
 
         def replace(part, values):
             values[part.parameter] = part.replaced(values[part.parameter], others[part.parameter])
 
-        others, _ = self.point(seed, far=True)
-        return self.unfelt(silent, replace, seed)
+        others, _ = self.point(far=True)
+        return self.unfelt(silent, replace)
 
 
 def _checked(model: nn.Module) -> None:
@@ -763,7 +776,7 @@ def _table(named, fates, symmetries, groups, own) -> pd.DataFrame:
         for part, verdict, note in ours or [(_Part(name, name), "undecided", "frozen")]:
             values = part.rows(_wide(p))
             mine = [s for s in symmetries if part in s.exponents]
-            blocks = max((s.blocks for s in mine), default=0)
+            blocks = max((s.blocks for s in mine if s.kind == verdict), default=0)
             signs = note == SIGNS
             lines.append(
                 {

@@ -64,6 +64,19 @@ ZOO = {
     ),
 }
 
+# How many tensors are invariant, joint, inverse, without effect, and not invariant. All tensors
+# of the convolutional networks with ReLU, fewer elsewhere: some groups are wider than the window.
+COUNTS = {
+    "resnet18": (20, 34, 7, 0, 1),
+    "vgg11_bn": (8, 14, 7, 8, 1),
+    "densenet121": (120, 240, 3, 0, 1),
+    "mobilenet_v3_small": (35, 12, 29, 11, 55),
+    "efficientnet_b0": (51, 4, 0, 16, 142),
+    "convnext_tiny": (0, 38, 120, 0, 24),
+    "vit_b_16": (0, 0, 135, 12, 53),
+    "swin_t": (0, 2, 144, 12, 63),
+}
+
 
 class Rescaling:
     """A float64 copy of a model at a generic point, with tiny ε and without dropout; its loss."""
@@ -144,11 +157,16 @@ def confirm(found, model, inputs, loss):
         positions = {k for k, group in enumerate(found.groups) if name in group}
         assert positions == set(row.groups)
         assert bool(positions) == (row.verdict in ("joint", "inverse"))
+    finest = dict.fromkeys(table.index[table.groups.map(bool)], 0)
     for group in found.groups:
-        blocks = min(table.blocks[name] for name in group)
-        for factor in (factors(1), factors(blocks))[: 1 + (blocks > 1)]:
-            edits = {name: by_blocks(factor, c) for name, c in group.items()}
-            assert point.change(edits) < 1e-9, group
+        for blocks in {1, *(table.blocks[name] for name in group)}:
+            if all(len(point.entries(name)) % blocks == 0 for name in group):
+                factor = factors(blocks)
+                change = point.change({n: by_blocks(factor, c) for n, c in group.items()})
+                assert blocks > 1 or change < 1e-9, group
+                for name in group:
+                    finest[name] = max(finest[name], blocks if change < 1e-9 else 0)
+    assert finest == {name: table.blocks[name] for name in finest}
 
 
 @pytest.fixture(scope="module", params=ZOO)
@@ -158,13 +176,21 @@ def case(request):
     torch.manual_seed(0)
     model = make()
     inputs, targets = torch.randn(6, 3, pixels, pixels), torch.randint(10, (6,))
-    return model, inputs, targets, nl.audit(model, inputs, targets)
+    return request.param, model, inputs, targets, nl.audit(model, inputs, targets)
 
 
 def test_every_verdict_on_torchvision_models_is_confirmed_by_rescaling(case):
-    model, inputs, targets, found = case
+    _, model, inputs, targets, found = case
     inputs = torch.randn_like(inputs)[:3].double()
     confirm(found, model, inputs, lambda output: F.cross_entropy(output, targets[:3]))
+
+
+def test_torchvision_models_have_the_known_numbers_of_symmetric_tensors(case):
+    name, *_, found = case
+    verdicts = found.to_dataframe().verdict.value_counts()
+    kinds = "invariant", "joint", "inverse", "no effect", "not invariant"
+    assert tuple(verdicts.get(kind, 0) for kind in kinds) == COUNTS[name]
+    assert verdicts.get("undecided", 0) == 0
 
 
 class Attention(nn.Module):
@@ -521,10 +547,16 @@ def test_an_audit_leaves_no_trace(name):
         p.grad = torch.randn_like(p) if k % 2 else None
     list(model.parameters())[-1].requires_grad_(False)
     default, before = torch.get_default_dtype(), everything(model, inputs)
-    with torch.no_grad(), pytest.raises(RuntimeError) if name == "broken" else nullcontext():
+    with torch.inference_mode(), pytest.raises(RuntimeError) if name == "broken" else nullcontext():
         nl.audit(model, inputs)
     assert everything(model, inputs) == before
     assert torch.get_default_dtype() == default
+
+
+def test_a_window_of_1_searches_no_groups():
+    found = nl.audit(images(nn.BatchNorm2d(6)), torch.randn(PICTURE), window=1)
+    assert found.invariant == ["0.weight"]
+    assert found.groups == []
 
 
 def test_an_audit_gives_the_same_answer_twice():
@@ -675,7 +707,11 @@ BAD = {
     "detached": (lambda: Detached(5, 3), {}, "depends on no trainable parameter"),
     "targets": (lambda: nn.Linear(5, 3), {"targets": torch.ones(4)}, "no default loss fits"),
     "list": (lambda: nn.Linear(5, 3), {"inputs": [1]}, "inputs must be a tensor, .*; got list"),
-    "batches": (lambda: nn.Linear(5, 3), {"batches": 1}, "must be at least 2, got 1 and 12"),
+    "batches": (
+        lambda: nn.Linear(5, 3),
+        {"batches": 1},
+        "batches must be at least 2 and window 1, got 1 and 12",
+    ),
     "batch of 1": (
         lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)),
         {"inputs": torch.ones(1, 5)},
