@@ -471,16 +471,15 @@ class _Problem:
                 replace(one, changed)
             return self.evaluate(changed, batch)[0]
 
-        before = loss([])
-
-        def passing(some):
-            after = loss(some)
+        before, passed, open = loss([]), [], [list(some)]
+        while open:
+            part = open.pop()
+            after, half = loss(part), len(part) // 2
             if abs(after - before) <= CHANGE * max(abs(before), abs(after)):
-                return list(some)
-            half = len(some) // 2
-            return passing(some[:half]) + passing(some[half:]) if half else []
-
-        return passing(some)
+                passed += part
+            elif half:  # what is felt is looked for in either half
+                open += [part[half:], part[:half]]
+        return passed
 
     def confirmed(self, symmetries):
         """Those that leave the loss under actual, large changes of scale, up and down."""

@@ -52,15 +52,15 @@ ZOO = {
     "resnet18": (lambda: zoo.resnet18(num_classes=10), 32),
     "vgg11_bn": (vgg11_bn, 32),
     "densenet121": (lambda: zoo.DenseNet(4, (6, 12, 24, 16), 8, bn_size=2, num_classes=10), 32),
-    "mobilenet_v3_small": (lambda: zoo.mobilenet_v3_small(num_classes=10), 64),
-    "efficientnet_b0": (efficientnet_b0, 64),
+    "mobilenet_v3_small": (lambda: zoo.mobilenet_v3_small(num_classes=10), 48),
+    "efficientnet_b0": (efficientnet_b0, 48),
     "convnext_tiny": (convnext_tiny, 32),
     "vit_b_16": (lambda: zoo.VisionTransformer(32, 16, 12, 12, 48, 96, num_classes=10), 32),
     "swin_t": (
         lambda: zoo.SwinTransformer(
             [4, 4], 24, [2, 2, 6, 2], [3, 6, 12, 24], [7, 7], num_classes=10
         ),
-        64,
+        48,
     ),
 }
 
