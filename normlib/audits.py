@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.linalg import qr
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
@@ -430,7 +429,7 @@ class _Problem:
             gradient = gradients[part.parameter]
             used[part] = gradient is not None
             w = part.of(values[part.parameter])
-            g = part.of(gradient) if used[part] else torch.zeros_like(w)
+            g = part.of(gradient.to_dense()) if used[part] else torch.zeros_like(w)
             norms = (torch.linalg.vector_norm(x, dim=1).square() for x in (w, g))
             stats[part] = torch.stack([(w * g).sum(1), *norms])
         stats = {part: s.cpu().numpy() for part, s in stats.items()}
@@ -734,6 +733,8 @@ def _generators(products: np.ndarray, spans: Sequence[slice]) -> list[np.ndarray
 
 def _integers(null: np.ndarray) -> list[np.ndarray]:
     """A basis of a null space in small integers; what is none is left out."""
+    from scipy.linalg import qr  # slow to import, and few need it
+
     pivots = qr(null, mode="r", pivoting=True)[1][: len(null)]
     found = []
     for row in np.linalg.solve(null[:, pivots], null):

@@ -128,12 +128,15 @@ class Rescaling:
         return abs(after - self.before) / abs(self.before)
 
 
+def channels(tensor):
+    return len(tensor) if tensor.ndim else 1
+
+
 def by_blocks(factors, exponent=1):
     """Multiplies equal blocks of output channels by a power of their factors."""
 
     def edit(tensor):
-        channels = tensor.shape[0] if tensor.ndim else 1
-        each = torch.tensor(factors**exponent).repeat_interleave(channels // len(factors))
+        each = torch.tensor(factors**exponent).repeat_interleave(channels(tensor) // len(factors))
         return tensor * each.view(-1, *[1] * (tensor.ndim - 1)) if tensor.ndim else tensor * each[0]
 
     return edit
@@ -160,7 +163,7 @@ def confirm(found, model, inputs, loss):
     finest = dict.fromkeys(table.index[table.groups.map(bool)], 0)
     for group in found.groups:
         for blocks in {1, *(table.blocks[name] for name in group)}:
-            if all(len(point.entries(name)) % blocks == 0 for name in group):
+            if all(channels(point.entries(name)) % blocks == 0 for name in group):
                 factor = factors(blocks)
                 change = point.change({n: by_blocks(factor, c) for n, c in group.items()})
                 assert blocks > 1 or change < 1e-9, group
@@ -657,6 +660,24 @@ def test_sequences_of_labels_are_understood():
     )
     assert len(last.groups) == 1
     assert len(second.to_dataframe()) == 4
+
+
+def test_numbers_and_sparse_gradients_are_parameters_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.norm = nn.Embedding(7, 5, sparse=True), nn.LayerNorm(5)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, tokens):
+            return self.scale * self.norm(self.embedding(tokens))
+
+    model, tokens = Scaled(), torch.arange(16) % 7
+    found = nl.audit(model, tokens)
+    assert found.to_dataframe().per["embedding.weight"] == "channel"  # each token's row
+    assert found.groups == [{"scale": 1, "norm.weight": -1, "norm.bias": -1}]
+    target = torch.randn(16, 5).double()
+    confirm(found, model, tokens, lambda output: F.mse_loss(output, target))
 
 
 def test_a_checkpointed_forward_gives_the_same_answer():
