@@ -470,14 +470,14 @@ class _Problem:
                 replace(one, changed)
             return self.evaluate(changed, batch)[0]
 
-        before, passed, open = loss([]), [], [list(some)]
-        while open:
-            part = open.pop()
+        before, passed, pending = loss([]), [], [list(some)]
+        while pending:
+            part = pending.pop()
             after, half = loss(part), len(part) // 2
             if abs(after - before) <= CHANGE * max(abs(before), abs(after)):
                 passed += part
             elif half:  # what is felt is looked for in either half
-                open += [part[half:], part[:half]]
+                pending += [part[half:], part[:half]]
         return passed
 
     def confirmed(self, symmetries):
@@ -504,11 +504,11 @@ class _Problem:
 
     def replaceable(self, silent):
         """Those of the silent that may have any value."""
+        others, _ = self.point(far=True) if silent else ({}, None)
 
         def replace(part, values):
             values[part.parameter] = part.replaced(values[part.parameter], others[part.parameter])
 
-        others, _ = self.point(far=True)
         return self.unfelt(silent, replace)
 
 
