@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 EPS = 1e-20  # torch's batch norm refuses 0; against a variance of order 1 this is none
 INVARIANT = 1e-9  # |cos(w, g)|: symmetric tensors stay below 1e-14, others above 1e-6
 NO_EFFECT = 1e-12  # |g| relative to the largest: true zeros stay below 1e-16, others above 1e-8
-NULL = 1e-8  # singular value relative to the largest: null below 1e-12, others above 1e-3
+NULL = 1e-8  # singular value relative to the largest: null below 1e-13, others above 1e-3
 WHOLE = 1e-5  # error of an exponent: below 1e-11 where there is a symmetry
 CHANGE = 1e-9  # relative change of the loss that is more than rounding
 
