@@ -1,5 +1,6 @@
 """normlib: what weight decay does in normalized networks, measured."""
 
+from normlib.audits import Audit, audit
 from normlib.book import check, interval, scrubber, show, style
 from normlib.datasets import Dataset, digits, mnist1d
 from normlib.invariance import euler, rescaled
@@ -24,6 +25,7 @@ from normlib.sweeps import sweep
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Dataset",
     "Recording",
     "Ridge",
@@ -31,6 +33,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "audit",
     "check",
     "convnet",
     "digits",
