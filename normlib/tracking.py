@@ -32,16 +32,17 @@ _EXPONENTS = {
     "Adafactor": 0.0,
     "Adadelta": math.nan, "LBFGS": math.nan,
 }  # fmt: skip
-_MEASURED = {
+_VARIABLES = {
+    "lr": "learning rate of the parameter's group",
+    "weight_decay": "weight decay of the parameter's group",
     "weight_norm": "norm of the weights before the step",
     "gradient_norm": "norm of the gradient there, as the optimizer gets it",
     "alignment": "cosine between weights and gradient, 0 if scale-invariant",
     "angle": "angle that the weights turn in the step, radians",
+    "effective_lr": "effective learning rate, lr / norm^p",
+    "equilibrium_angle": "angle per step at equilibrium, radians (formula)",
 }
-_RATES = {
-    "lr": "learning rate of the parameter's group",
-    "weight_decay": "weight decay of the parameter's group",
-}
+_MEASURED = tuple(_VARIABLES)[2:6]
 _BLOCK = 64  # measured steps between two copies from the device
 _RECENT = 20  # measured steps that a summary looks back
 _NEAR = 0.8  # fraction of the equilibrium's angle (or its inverse) that counts as being there
@@ -191,7 +192,9 @@ class Tracker:
         self._groups = [place[id(p)] for p in self._named.values()]
         self._open: dict[str, list[Tensor]] | None = None
         self._rows: list[tuple[int, list, Tensor]] = []
-        self._kept: list[tuple[np.ndarray, ...]] = []
+        count = len(self._named)
+        shapes = (0, (0, 2, count), (0, len(_MEASURED), count))
+        self._kept = [tuple(np.zeros(shape, np.float32) for shape in shapes)]
         self._hooks = (
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -288,17 +291,12 @@ class Tracker:
             return
         steps, rates, values = zip(*self._rows, strict=True)
         rates = [[[float(rate) for rate in kind] for kind in row] for row in rates]
-        values = torch.stack(values).cpu().numpy()
-        self._kept.append((np.array(steps), np.array(rates), values))
+        self._kept.append((np.array(steps), np.array(rates), torch.stack(values).cpu().numpy()))
         self._rows = []
 
     def _record(self) -> tuple[np.ndarray, ...]:
         """Steps (n,), rates (n, 2, parameters), measurements (n, 4, parameters)."""
         self._fetch()
-        if not self._kept:
-            count = len(self._named)
-            empty = (np.zeros((0, len(names), count)) for names in (_RATES, _MEASURED))
-            return np.zeros(0, int), *empty
         self._kept = [tuple(np.concatenate(parts) for parts in zip(*self._kept, strict=True))]
         return self._kept[0]
 
@@ -336,35 +334,25 @@ class Tracker:
         formula (momentum and betas as they are now). Whatever is not finite is nan.
         """
         steps, rates, values = self._record()
-        data = dict(zip(_RATES, np.moveaxis(rates, 1, 0), strict=True))
-        data |= dict(zip(_MEASURED, np.moveaxis(values.astype(float), 1, 0), strict=True))
+        values = np.concatenate([rates, values], axis=1, dtype=float)  # in the order of _VARIABLES
+        data = dict(zip(_VARIABLES, np.moveaxis(values, 1, 0), strict=False))
         with np.errstate(divide="ignore"):
             data["effective_lr"] = data["lr"] / data["weight_norm"] ** self.scale_exponent
-        unit_gradient = _recent_rms(data["weight_norm"] * data["gradient_norm"])
         data["equilibrium_angle"] = np.full(data["lr"].shape, math.nan)
+        now = np.stack([data["lr"], data["weight_decay"], _unit_gradient(data)], axis=2)
         for i, (p, known) in enumerate(zip(self._named.values(), self._theories(), strict=True)):
             if known is not None:
-                at = np.stack([data["lr"], data["weight_decay"], unit_gradient])[:, :, i].T
-                angles = [_or_nan(known.angle, *now, p.numel()) for now in at]
+                angles = [_or_nan(known.angle, *row, p.numel()) for row in now[:, i]]
                 data["equilibrium_angle"][:, i] = angles
-        words = _RATES | _MEASURED | {
-            "effective_lr": "effective learning rate, lr / norm^p",
-            "equilibrium_angle": "angle per step at equilibrium, radians (formula)",
-        }  # fmt: skip
+        finite = {name: np.where(np.isfinite(a), a, math.nan) for name, a in data.items()}
+        about = {"optimizer": type(self.optimizer).__name__, "steps": self.steps}
+        about |= {"every": self.every, "scale_exponent": self.scale_exponent}
         dims = ("parameter", "step")
         return xr.Dataset(
-            {
-                name: (dims, np.where(np.isfinite(data[name]), data[name], math.nan).T)
-                for name in words
-            },
-            {"parameter": list(self._named), "step": steps},
-            {
-                "optimizer": type(self.optimizer).__name__,
-                "scale_exponent": self.scale_exponent,
-                "every": self.every,
-                "steps": self.steps,
-            },
-        ).map(lambda a: a.assign_attrs(long_name=words[a.name]), keep_attrs=True)
+            {name: (dims, a.T, {"long_name": _VARIABLES[name]}) for name, a in finite.items()},
+            {"parameter": list(self._named), "step": steps.astype(int)},
+            about,
+        )
 
     def _theories(self) -> list[Theory | None]:
         groups = self.optimizer.param_groups
@@ -382,7 +370,9 @@ class Tracker:
         if not record.sizes["step"]:
             return f"{head}: nothing measured yet"
         recent = record.isel(step=slice(-_RECENT, None))
-        lines = [f"{head}, effective learning rate lr / ‖w‖^{self.scale_exponent:g}"]
+        p = self.scale_exponent
+        rate = f"lr / ‖w‖^{p:g}" if math.isfinite(p) else "not known"
+        lines = [f"{head}; effective learning rate {rate}"]
         for i, ((name, p), known) in enumerate(
             zip(self._named.items(), self._theories(), strict=True)
         ):
@@ -488,12 +478,13 @@ def _rms(values: xr.DataArray) -> float:
     return float((values**2).mean() ** 0.5)
 
 
-def _recent_rms(values: np.ndarray) -> np.ndarray:
-    """Root mean square over the last measured steps, at every step."""
-    if not len(values):
-        return values
-    array = xr.DataArray(values, dims=("step", "parameter"))
-    return np.sqrt((array**2).rolling(step=_RECENT, min_periods=1).mean().values)
+def _unit_gradient(data: Mapping[str, np.ndarray]) -> np.ndarray:
+    """‖w‖‖g‖, root mean square over the last measured steps, at every step."""
+    squares = (data["weight_norm"] * data["gradient_norm"]) ** 2
+    if not len(squares):
+        return squares
+    recent = xr.DataArray(squares, dims=("step", "parameter")).rolling(step=_RECENT, min_periods=1)
+    return np.sqrt(recent.mean().values)
 
 
 def _or_nan(formula: Callable[..., float], *values: float) -> float:
@@ -547,7 +538,8 @@ def _exponent(optimizer: Optimizer) -> float:
     settings = optimizer.defaults | {"lr": 1e-6, "weight_decay": 0.0}
     settings = {name: value for name, value in settings.items() if name in taken}
     try:
-        return scale_exponent(lambda params: make(params, **settings))
+        with torch.random.fork_rng(devices=[]):  # its steps may draw numbers
+            return scale_exponent(lambda params: make(params, **settings))
     except Exception as error:  # whatever a stranger's constructor may do
         warnings.warn(
             f"effective_lr will be nan: the scale exponent of {make.__name__} could not be "
