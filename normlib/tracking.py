@@ -43,6 +43,7 @@ _VARIABLES = {
     "equilibrium_angle": "angle per step at equilibrium, radians (formula)",
 }
 _MEASURED = tuple(_VARIABLES)[2:6]
+_OF_GRADIENT = ("gradient_norm", "alignment")
 _BLOCK = 64  # measured steps between two copies from the device
 _RECENT = 20  # measured steps that a summary looks back
 _NEAR = 0.8  # fraction of the equilibrium's angle (or its inverse) that counts as being there
@@ -66,8 +67,8 @@ def track(
         DistributedDataParallel is taken as it is: each process holds all weights and, by the time
         of the step, the mean gradient, so every process measures the same; track in one of them.
     every : int
-        Measure every so many steps, beginning with the first. A measured step holds two more
-        copies of the tracked weights for a moment.
+        Measure every so many steps, beginning with the first. A measured step holds one more
+        copy of the tracked weights; on a CPU it stays until the tracker is removed.
     exponent : float or None
         p in lr / ‖w‖^p. None: known for torch's optimizers, else measured by `scale_exponent` on a
         fresh optimizer of the same class and settings.
@@ -191,6 +192,7 @@ class Tracker:
         # By position: optimizer.load_state_dict puts new dictionaries in the old places.
         self._groups = [place[id(p)] for p in self._named.values()]
         self._open: dict[str, list[Tensor]] | None = None
+        self._room: list[Tensor] | None = None
         self._rows: list[tuple[int, list, Tensor]] = []
         count = len(self._named)
         shapes = (0, (0, 2, count), (0, len(_MEASURED), count))
@@ -214,6 +216,7 @@ class Tracker:
         """Stop measuring; what was measured stays."""
         for hook in self._hooks:
             hook.remove()
+        self._room = None
 
     # Measuring: everything stays on the device -------------------------------------------------
 
@@ -222,11 +225,13 @@ class Tracker:
         self._open = None
         if self.steps % self.every:
             return None
-        old = [p.detach().to(_wide(p), copy=True) for p in self._named.values()]
-        nans = [w.new_tensor(math.nan) for w in old]
-        norms = list(torch._foreach_norm(old))
-        now = {"old": old, "weight_norm": norms, "gradient_norm": nans, "alignment": nans}
-        self._open = now
+        flat = [_flat(p) for p in self._named.values()]
+        old = self._room or [torch.empty_like(w) for w in flat]
+        for room, w in zip(old, flat, strict=True):
+            room.copy_(w)
+        # A CPU would have to fetch the memory page by page again; CUDA keeps it at hand.
+        self._room = old if all(w.is_cpu for w in old) else None
+        self._open = now = {"old": old, "weight_norm": list(torch._foreach_norm(old))}
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             self._see_gradient(now)
@@ -248,23 +253,16 @@ class Tracker:
 
     @torch.no_grad()
     def _see_gradient(self, now: dict[str, list[Tensor]]) -> None:
-        parameters = list(self._named.values())
-        have = [i for i, p in enumerate(parameters) if p.grad is not None]
-        if not have:
+        grads = {i: _flat(p.grad) for i, p in enumerate(self._named.values()) if p.grad is not None}
+        if not grads:
             return
-        grads = [parameters[i].grad for i in have]
-        grads = [g if g.layout == torch.strided else g.to_dense() for g in grads]
-        grads = [g.to(now["old"][i].dtype) for i, g in zip(have, grads, strict=True)]
-        norms = torch._foreach_norm(grads)
-        lengths = torch._foreach_mul(norms, [now["weight_norm"][i] for i in have])
-        cosines = torch._foreach_div(_dots(grads, [now["old"][i] for i in have]), lengths)
+        norms = dict(zip(grads, torch._foreach_norm(list(grads.values())), strict=True))
         # A fused optimizer gets scaled gradients from a GradScaler, and the scale with them.
         scale = getattr(self.optimizer, "grad_scale", None)
-        if scale is not None:
-            norms = [norm / scale.to(norm.device) for norm in norms]
-        for name, values in (("gradient_norm", norms), ("alignment", cosines)):
-            seen = dict(zip(have, values, strict=True))
-            now[name] = [seen.get(i, nan) for i, nan in enumerate(now[name])]
+        now |= _nothing(now["weight_norm"])
+        for i, g in grads.items():
+            now["alignment"][i] = torch.dot(g, now["old"][i]) / (norms[i] * now["weight_norm"][i])
+            now["gradient_norm"][i] = norms[i] if scale is None else norms[i] / scale.to(g.device)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -273,8 +271,10 @@ class Tracker:
         if found_inf is not None and found_inf.item():
             return  # a fused optimizer was told by a GradScaler to skip, and did
         if now is not None:
-            new = [p.detach().to(_wide(p)) for p in self._named.values()]
-            now["angle"] = _angles(now.pop("old"), new, now["weight_norm"])
+            now = _nothing(now["weight_norm"]) | now  # where no gradient was seen
+            new = map(_flat, self._named.values())
+            parts = zip(now["old"], new, now["weight_norm"], strict=True)
+            now["angle"] = [_angle(*part) for part in parts]
             rates = [
                 [_kept(optimizer.param_groups[i].get(name, missing)) for i in self._groups]
                 for name, missing in (("lr", math.nan), ("weight_decay", 0.0))
@@ -441,9 +441,15 @@ class Tracker:
         return figure
 
 
-def _wide(p: Tensor) -> torch.dtype:
-    """A precision in which an angle can be computed."""
-    return torch.promote_types(p.dtype, torch.float32)
+def _flat(x: Tensor) -> Tensor:
+    """A dense vector, in a precision in which an angle can be computed."""
+    x = x.detach()
+    x = x if x.layout == torch.strided else x.to_dense()
+    return x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _nothing(like: list[Tensor]) -> dict[str, list[Tensor]]:
+    return {name: [torch.full_like(x, math.nan) for x in like] for name in _OF_GRADIENT}
 
 
 def _kept(rate: float | Tensor) -> float | Tensor:
@@ -457,21 +463,15 @@ def _stack(scalars: list[Tensor]) -> Tensor:
     return torch.stack([x.to(scalars[0].device, dtype) for x in scalars])
 
 
-def _dots(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    return [product.sum() for product in torch._foreach_mul(a, b)]
-
-
-def _angles(old: list[Tensor], new: list[Tensor], norms: list[Tensor]) -> list[Tensor]:
-    """Angles between old and new; overwrites `old`.
+def _angle(old: Tensor, new: Tensor, norm: Tensor) -> Tensor:
+    """Angle between two vectors, the first of a known norm.
 
     From the step itself: the cosine of a small angle would be lost in rounding.
     """
-    step = torch._foreach_sub(new, old)
-    along = torch._foreach_div(_dots(step, old), norms)
-    torch._foreach_mul_(old, torch._foreach_div(along, norms))
-    torch._foreach_sub_(step, old)
-    lengths = torch._foreach_add(along, norms)
-    return [torch.atan2(*pair) for pair in zip(torch._foreach_norm(step), lengths, strict=True)]
+    step = new - old
+    along = torch.dot(step, old) / norm
+    step.addcmul_(old, along / norm, value=-1)
+    return torch.atan2(step.norm(), norm + along)
 
 
 def _rms(values: xr.DataArray) -> float:
@@ -640,5 +640,5 @@ def _turned(make_optimizer: Callable, scale: float, seed: int) -> list[float]:
                 f"{type(optimizer).__name__} cannot step on a dense 6 × 6 matrix ({error}), as "
                 "scale_exponent expects; give its exponent by hand"
             ) from None
-        angles += _angles([before], [weights.detach()], [before.norm()])
-    return [float(angle) for angle in angles]
+        angles.append(float(_angle(before.ravel(), weights.detach().ravel(), before.norm())))
+    return angles

@@ -20,6 +20,12 @@ def test_every_method_trains(method):
     assert method(nl.convnet(width=4, depth=2), bench.random_images((1, 1, 8), 400), 3, 2) > 0
 
 
+def test_a_tracked_training_is_timed_too():
+    pytest.importorskip("torchvision")
+    for every in (None, 1):
+        assert bench.resnet(1, every, size=32) > 0
+
+
 def test_ratios_are_of_paired_runs():
     times = {"sweep": [1.0, 2.0, 4.0], "loop": [3.0, 6.0, 40.0]}
     assert bench.ratio(times, "loop") == 3.0
