@@ -43,7 +43,6 @@ _VARIABLES = {
     "equilibrium_angle": "angle per step at equilibrium, radians (formula)",
 }
 _MEASURED = tuple(_VARIABLES)[2:6]
-_OF_GRADIENT = ("gradient_norm", "alignment")
 _BLOCK = 64  # measured steps between two copies from the device
 _RECENT = 20  # measured steps that a summary looks back
 _NEAR = 0.8  # fraction of the equilibrium's angle (or its inverse) that counts as being there
@@ -202,10 +201,6 @@ class Tracker:
             optimizer.register_step_post_hook(self._after),
         )
 
-    def __repr__(self) -> str:
-        name = type(self.optimizer).__name__
-        return f"<Tracker of {len(self._named)} parameters, {name}, {self.steps} steps>"
-
     def __enter__(self) -> "Tracker":
         return self
 
@@ -237,13 +232,9 @@ class Tracker:
             self._see_gradient(now)
             return None
 
-        # The gradient comes into being inside the step: look when the closure first returns.
-        unseen = [True]
-
-        def watched() -> Any:
+        def watched() -> Any:  # the gradient comes into being inside the step
             loss = closure()
-            if unseen:
-                unseen.clear()
+            if "gradient_norm" not in now:
                 self._see_gradient(now)
             return loss
 
@@ -256,10 +247,10 @@ class Tracker:
         grads = {i: _flat(p.grad) for i, p in enumerate(self._named.values()) if p.grad is not None}
         if not grads:
             return
-        norms = dict(zip(grads, torch._foreach_norm(list(grads.values())), strict=True))
+        norms = dict(zip(grads, torch._foreach_norm([*grads.values()]), strict=True))
         # A fused optimizer gets scaled gradients from a GradScaler, and the scale with them.
         scale = getattr(self.optimizer, "grad_scale", None)
-        now |= _nothing(now["weight_norm"])
+        now |= _no_gradient(now["weight_norm"])
         for i, g in grads.items():
             now["alignment"][i] = torch.dot(g, now["old"][i]) / (norms[i] * now["weight_norm"][i])
             now["gradient_norm"][i] = norms[i] if scale is None else norms[i] / scale.to(g.device)
@@ -271,14 +262,12 @@ class Tracker:
         if found_inf is not None and found_inf.item():
             return  # a fused optimizer was told by a GradScaler to skip, and did
         if now is not None:
-            now = _nothing(now["weight_norm"]) | now  # where no gradient was seen
+            now = _no_gradient(now["weight_norm"]) | now
             new = map(_flat, self._named.values())
-            parts = zip(now["old"], new, now["weight_norm"], strict=True)
-            now["angle"] = [_angle(*part) for part in parts]
-            rates = [
-                [_kept(optimizer.param_groups[i].get(name, missing)) for i in self._groups]
-                for name, missing in (("lr", math.nan), ("weight_decay", 0.0))
-            ]
+            now["angle"] = list(map(_angle, now["old"], new, now["weight_norm"]))
+            groups = [optimizer.param_groups[i] for i in self._groups]
+            rates = [[_kept(group.get("lr", math.nan)) for group in groups],
+                     [_kept(group.get("weight_decay", 0.0)) for group in groups]]  # fmt: skip
             values = torch.stack([_stack(now[name]) for name in _MEASURED])
             self._rows.append((self.steps, rates, values))
         self.steps += 1
@@ -340,7 +329,7 @@ class Tracker:
             data["effective_lr"] = data["lr"] / data["weight_norm"] ** self.scale_exponent
         data["equilibrium_angle"] = np.full(data["lr"].shape, math.nan)
         now = np.stack([data["lr"], data["weight_decay"], _unit_gradient(data)], axis=2)
-        for i, (p, known) in enumerate(zip(self._named.values(), self._theories(), strict=True)):
+        for i, (p, known) in enumerate(zip(self._named.values(), self._theories, strict=True)):
             if known is not None:
                 angles = [_or_nan(known.angle, *row, p.numel()) for row in now[:, i]]
                 data["equilibrium_angle"][:, i] = angles
@@ -354,6 +343,7 @@ class Tracker:
             about,
         )
 
+    @property
     def _theories(self) -> list[Theory | None]:
         groups = self.optimizer.param_groups
         return [_theory(self.optimizer, groups[i]) for i in self._groups]
@@ -373,36 +363,9 @@ class Tracker:
         p = self.scale_exponent
         rate = f"lr / ‖w‖^{p:g}" if math.isfinite(p) else "not known"
         lines = [f"{head}; effective learning rate {rate}"]
-        for i, ((name, p), known) in enumerate(
-            zip(self._named.items(), self._theories(), strict=True)
-        ):
-            lines.append(f"{name}: {self._words(recent.isel(parameter=i), known, p.numel())}")
+        for name, p, known in zip(self._named, self._named.values(), self._theories, strict=True):
+            lines.append(f"{name}: {_words(recent.sel(parameter=name), known, p.numel())}")
         return "\n".join(lines)
-
-    def _words(self, recent: xr.Dataset, known: Theory | None, size: int) -> str:
-        lr, decay, norm = (float(recent[n][-1]) for n in ("lr", "weight_decay", "weight_norm"))
-        angle = _rms(recent.angle)
-        facts = f"angle {angle:.2g} a step, norm {norm:.3g}"
-        if not lr or not decay:
-            return f"no {'weight decay' if lr else 'learning rate'}, so no equilibrium; {facts}"
-        if known is None:
-            return f"no formula for the equilibrium of this optimizer; {facts}"
-        cosine = float(recent.alignment.mean())
-        if abs(cosine) > _ALIGNED:
-            return (
-                f"not scale-invariant (cosine of weights and gradient {cosine:.2f}), so the "
-                f"formulas do not hold; {facts}"
-            )
-        ratio = _rms(recent.angle / recent.equilibrium_angle)
-        if not ratio > 0 or math.isinf(ratio):
-            return f"no gradient reaches it, so nothing to compare; {facts}"
-        there = f"angle {ratio:.2g} of its equilibrium"
-        if _NEAR <= ratio <= 1 / _NEAR:
-            return f"{there}: it is there; {facts}"
-        unit_gradient = _rms(recent.weight_norm * recent.gradient_norm)
-        time = _or_nan(known.relaxation_time, lr, decay, unit_gradient, size)
-        left = max(1.0, float(f"{_steps_to_go(known, ratio, time):.2g}"))
-        return f"{there}; about {left:,.0f} steps to go at this lr × weight_decay"
 
     def plot(self, parameters: Iterable[str] | None = None) -> "Figure":
         """Draw the angle of each step beside what it would be at equilibrium.
@@ -441,6 +404,33 @@ class Tracker:
         return figure
 
 
+def _words(recent: xr.Dataset, known: Theory | None, size: int) -> str:
+    """How far one parameter is from its equilibrium."""
+    lr, decay, norm = (float(recent[n][-1]) for n in ("lr", "weight_decay", "weight_norm"))
+    angle = _rms(recent.angle)
+    facts = f"angle {angle:.2g} a step, norm {norm:.3g}"
+    if not lr or not decay:
+        return f"no {'weight decay' if lr else 'learning rate'}, so no equilibrium; {facts}"
+    if known is None:
+        return f"no formula for the equilibrium of this optimizer; {facts}"
+    cosine = float(recent.alignment.mean())
+    if abs(cosine) > _ALIGNED:
+        return (
+            f"not scale-invariant (cosine of weights and gradient {cosine:.2f}), so the "
+            f"formulas do not hold; {facts}"
+        )
+    ratio = _rms(recent.angle / recent.equilibrium_angle)
+    if not ratio > 0 or math.isinf(ratio):
+        return f"no gradient reaches it, so nothing to compare; {facts}"
+    there = f"angle {ratio:.2g} of its equilibrium"
+    if _NEAR <= ratio <= 1 / _NEAR:
+        return f"{there}: it is there; {facts}"
+    unit_gradient = _rms(recent.weight_norm * recent.gradient_norm)
+    time = _or_nan(known.relaxation_time, lr, decay, unit_gradient, size)
+    left = max(1.0, float(f"{_steps_to_go(known, ratio, time):.2g}"))
+    return f"{there}; about {left:,.0f} steps to go at this lr × weight_decay"
+
+
 def _flat(x: Tensor) -> Tensor:
     """A dense vector, in a precision in which an angle can be computed."""
     x = x.detach()
@@ -448,8 +438,9 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _nothing(like: list[Tensor]) -> dict[str, list[Tensor]]:
-    return {name: [torch.full_like(x, math.nan) for x in like] for name in _OF_GRADIENT}
+def _no_gradient(like: list[Tensor]) -> dict[str, list[Tensor]]:
+    nan = torch.full_like(like[0], math.nan)
+    return {name: [nan] * len(like) for name in ("gradient_norm", "alignment")}
 
 
 def _kept(rate: float | Tensor) -> float | Tensor:
@@ -549,7 +540,9 @@ def _exponent(optimizer: Optimizer) -> float:
         return math.nan
 
 
-def scale_exponent(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) -> float:
+def scale_exponent(
+    make_optimizer: Callable[[list[nn.Parameter]], Optimizer], seed: int = 0
+) -> float:
     """Measure p in an optimizer's effective learning rate, lr / ‖w‖^p.
 
     Trains a 6 × 6 matrix in double precision on a loss that does not depend on its scale, three
@@ -561,6 +554,8 @@ def scale_exponent(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) ->
     make_optimizer : callable
         (list of parameters) -> torch optimizer. Choose a small lr, a small eps and no weight decay
         to measure the rule itself; with a large eps, to see what that does to it.
+    seed : int
+        Of the loss and of w₀; p should not depend on it.
 
     Returns
     -------
@@ -586,10 +581,6 @@ def scale_exponent(make_optimizer: Callable[[list[nn.Parameter]], Optimizer]) ->
     >>> scale_exponent(lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9))
     2.0
     """
-    return _scale_exponent(make_optimizer, seed=0)
-
-
-def _scale_exponent(make_optimizer: Callable, seed: int) -> float:
     turned = [_turned(make_optimizer, scale, seed) for scale in (1.0, 4.0, 16.0)]
     reason = None
     if not all(np.isfinite(angles).all() for angles in turned):
@@ -599,8 +590,8 @@ def _scale_exponent(make_optimizer: Callable, seed: int) -> float:
     elif not all(any(angles[10:]) for angles in turned):
         reason = "the weights did not turn; choose a larger lr or eps"
     else:
-        logs = [math.log(math.hypot(*angles[10:]), 4) for angles in turned]
-        near, far = logs[0] - logs[1], logs[1] - logs[2]
+        first, second, third = (math.log(math.hypot(*angles[10:]), 4) for angles in turned)
+        near, far = first - second, second - third
         if abs(near - far) <= 0.02:
             return round(far, 3) + 0.0  # no -0.0
         reason = f"it is {near:.2f} from w to 4 w and {far:.2f} from 4 w to 16 w: no power law"

@@ -20,10 +20,11 @@ def test_every_method_trains(method):
     assert method(nl.convnet(width=4, depth=2), bench.random_images((1, 1, 8), 400), 3, 2) > 0
 
 
-def test_a_tracked_training_is_timed_too():
+def test_what_a_tracker_adds_is_measured_too():
     pytest.importorskip("torchvision")
-    for every in (None, 1):
-        assert bench.resnet(1, every, size=32) > 0
+    plain, added = bench.tracked(2, size=32)
+    assert plain > 0
+    assert abs(added) < 10 * plain
 
 
 def test_ratios_are_of_paired_runs():
