@@ -69,8 +69,8 @@ def track(
         Measure every so many steps, beginning with the first. A measured step holds one more
         copy of the tracked weights; on a CPU it stays until the tracker is removed.
     exponent : float or None
-        p in lr / ‖w‖^p. None: known for torch's optimizers, else measured by `scale_exponent` on a
-        fresh optimizer of the same class and settings.
+        p in lr / ‖w‖^p. None: known for torch's optimizers (with an eps that is small beside the
+        gradients), else measured by `scale_exponent` on a fresh one of the same class and settings.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def track(
     Works with gradient accumulation, closures, schedules, foreach and fused optimizers, autocast
     and `GradScaler`; steps that the scaler skips are no steps. With a fused optimizer the tracker
     must ask the device for that, once a step; otherwise it fetches results in blocks and does not
-    wait. Chapter 09.
+    wait. Parameters that join the optimizer later are not tracked. Chapter 09.
 
     >>> import torch
     >>> model = torch.nn.Linear(3, 2)
@@ -320,7 +320,7 @@ class Tracker:
         `step` counts the optimizer's steps from 0. Beside the measurements: lr and weight_decay of
         the parameter's group at that step; `effective_lr`, lr / ‖w‖^p; and `equilibrium_angle`,
         what the angle would be at equilibrium with this lr and weight_decay, nan where there is no
-        formula (momentum and betas as they are now). Whatever is not finite is nan.
+        formula, lr or decay (momentum and betas as they are now). Whatever is not finite is nan.
         """
         steps, rates, values = self._record()
         values = np.concatenate([rates, values], axis=1, dtype=float)  # in the order of _VARIABLES
@@ -333,6 +333,7 @@ class Tracker:
             if known is not None:
                 angles = [_or_nan(known.angle, *row, p.numel()) for row in now[:, i]]
                 data["equilibrium_angle"][:, i] = angles
+        data["equilibrium_angle"][data["equilibrium_angle"] == 0] = math.nan  # no lr or no decay
         finite = {name: np.where(np.isfinite(a), a, math.nan) for name, a in data.items()}
         about = {"optimizer": type(self.optimizer).__name__, "steps": self.steps}
         about |= {"every": self.every, "scale_exponent": self.scale_exponent}
