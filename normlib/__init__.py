@@ -21,6 +21,7 @@ from normlib.rules import (
     unit_norm,
 )
 from normlib.sweeps import sweep
+from normlib.tracking import Tracker, scale_exponent, track
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Dataset",
     "Recording",
     "Ridge",
+    "Tracker",
     "adadelta",
     "adagrad",
     "adam",
@@ -49,10 +51,12 @@ __all__ = [
     "rescaled",
     "ridge",
     "rmsprop",
+    "scale_exponent",
     "scrubber",
     "sgd",
     "show",
     "style",
     "sweep",
+    "track",
     "unit_norm",
 ]
