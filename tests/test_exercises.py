@@ -8,7 +8,6 @@ import pytest
 from tests.conftest import CHAPTERS, ROOT
 
 
-
 def code(page):
     return re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
 
