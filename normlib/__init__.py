@@ -1,5 +1,6 @@
 """normlib: what weight decay does in normalized networks, measured."""
 
+from normlib.audits import Audit, audit
 from normlib.book import check, interval, scrubber, show, style
 from normlib.datasets import Dataset, digits, mnist1d
 from normlib.invariance import euler, rescaled
@@ -20,17 +21,21 @@ from normlib.rules import (
     unit_norm,
 )
 from normlib.sweeps import sweep
+from normlib.tracking import Tracker, scale_exponent, track
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Dataset",
     "Recording",
     "Ridge",
+    "Tracker",
     "adadelta",
     "adagrad",
     "adam",
     "adamw",
+    "audit",
     "check",
     "convnet",
     "digits",
@@ -46,10 +51,12 @@ __all__ = [
     "rescaled",
     "ridge",
     "rmsprop",
+    "scale_exponent",
     "scrubber",
     "sgd",
     "show",
     "style",
     "sweep",
+    "track",
     "unit_norm",
 ]

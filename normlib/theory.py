@@ -185,7 +185,12 @@ def adagrad() -> Theory:
 
 
 def adadelta() -> Theory:
-    """Adadelta (ε → 0) with decay added to the gradient: its steps scale with ‖w‖ by themselves."""
+    """Adadelta (ε → 0) with decay added to the gradient, its accumulators scaled along with w.
+
+    The exponent 0 belongs to averages of squared steps that grow with ‖w‖². As torch starts it,
+    with both accumulators 0, the first step gets its length from √ε and later ones descend from
+    it: then the scale exponent is 1, as for Adam. Chapters 05 and 09.
+    """
     return Theory(0, 2)
 
 

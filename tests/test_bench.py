@@ -20,6 +20,13 @@ def test_every_method_trains(method):
     assert method(nl.convnet(width=4, depth=2), bench.random_images((1, 1, 8), 400), 3, 2) > 0
 
 
+def test_what_a_tracker_adds_is_measured_too():
+    pytest.importorskip("torchvision")
+    plain, added = bench.tracked(2, size=32)
+    assert plain > 0
+    assert abs(added) < 10 * plain
+
+
 def test_ratios_are_of_paired_runs():
     times = {"sweep": [1.0, 2.0, 4.0], "loop": [3.0, 6.0, 40.0]}
     assert bench.ratio(times, "loop") == 3.0

@@ -1,4 +1,4 @@
-"""Every exercise of a chapter has a solution, and the solutions' code runs."""
+"""Every exercise of a chapter has a solution, and the code in the book's pages runs."""
 
 import re
 
@@ -7,8 +7,13 @@ import pytest
 
 from tests.conftest import CHAPTERS, ROOT
 
+
+def code(page):
+    return re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+
+
 PAGE = (ROOT / "book" / "exercises.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+BLOCKS = code(PAGE)
 
 
 def asked(path):
@@ -40,3 +45,10 @@ def test_code_of_a_solution_runs(block):
 def test_solutions_check_what_they_say():
     assert len(BLOCKS) >= 8
     assert all("assert" in block for block in BLOCKS)
+
+
+def test_code_of_the_page_on_own_rules_runs():
+    """Its blocks belong together."""
+    blocks = code((ROOT / "book" / "own_rule.md").read_text(encoding="utf-8"))
+    assert sum("assert" in block for block in blocks) >= 3
+    exec(compile("\n".join(blocks), "own_rule.md", "exec"), {})

@@ -1,6 +1,7 @@
 """The guards on the chapters, and that each guard sees what it guards against."""
 
 import copy
+import re
 
 import nbformat.v4 as new
 import pytest
@@ -176,6 +177,20 @@ def test_check_fails_for_its_rival(chapter, record):
             record["id"], record["claim"], record["rival"], expected=record["expected"],
             band=record["band"], rival=record["rival"],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("page", ["practice", "faq"])
+def test_a_page_names_checks_that_its_chapters_have(page):
+    """As in "[chapter 04](../notebooks/04_….ipynb), F1"."""
+    text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
+    link = r"\[chapter (\d\d)\]\(\.\./notebooks/(\S+?)\.ipynb\)"
+    named = re.findall(link + r", ([A-Z]\d(?:(?:, | and )[A-Z]\d)*)", text)
+    assert len(named) >= 10
+    found = {path.stem: {r["id"] for r in guards.records(read(path))} for path in CHAPTERS}
+    for number, stem, ids in named:
+        assert stem.startswith(number)
+        if stem in found:  # else the build of the pages says that it is missing
+            assert set(re.findall(r"[A-Z]\d", ids)) <= found[stem], stem
 
 
 def test_the_set_up_cell_is_the_same_in_every_chapter():

@@ -21,6 +21,7 @@ FILES = subprocess.run(
 LAYERS = (
     "theory",
     "invariance",
+    "audits",
     "parts",
     "datasets",
     "rules",
