@@ -635,7 +635,7 @@ def _provenance(plan: _Plan) -> dict[str, object]:
         "chunk": plan.chunk or _side_by_side(plan),
         "threads": plan.threads,
         "device": _name(plan.device),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # torch's own type is no plain string
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -853,7 +853,7 @@ def _assemble(plan: _Plan, results: list[dict[str, np.ndarray]], seconds: float)
         "precision": plan.precision,
         "device": str(plan.device),
         "threads": plan.threads,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # torch's own type is no plain string
         "seconds": seconds,
     }
     return runs

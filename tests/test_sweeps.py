@@ -309,3 +309,10 @@ def test_wrong_norms_are_refused(data, change, message):
     norms = nl.sweep(data=data, lr=0.1, seed=[0], **exact()).weight_norm.isel(seed=0, drop=True)
     with pytest.raises(ValueError, match=message):
         sweeps.plan(data=data, lr=0.1, seed=[0], norms=change(norms), **exact())
+
+
+def test_results_survive_a_netcdf_file(data, tmp_path):
+    runs = nl.sweep(nl.convnet(width=3, depth=1), data, nl.sgd(), lr=[0.1, 0.2], epochs=1)
+    runs.to_netcdf(tmp_path / "runs.nc")
+    with xr.open_dataset(tmp_path / "runs.nc") as back:
+        xr.testing.assert_identical(back.load(), runs)
