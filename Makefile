@@ -74,7 +74,7 @@ nbval: $(READY)
 pages: $(READY)
 	rm -rf _build/html _build/.doctrees
 	$(BIN)/jupyter-book build . -n -W --keep-going -q
-	$(BIN)/python -m pytest tests/built
+	$(BIN)/python -m pytest -n $(JOBS) tests/built
 
 bench: $(READY)
 	$(BIN)/python tools/bench.py --write
