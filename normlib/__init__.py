@@ -1,7 +1,7 @@
 """normlib: what weight decay does in normalized networks, measured."""
 
 from normlib.audits import Audit, audit
-from normlib.book import check, interval, scrubber, show, style
+from normlib.book import check, furthest, heat, interval, scrubber, show, style
 from normlib.datasets import Dataset, digits, mnist1d
 from normlib.invariance import euler, rescaled
 from normlib.nets import convnet, mlp
@@ -40,6 +40,8 @@ __all__ = [
     "convnet",
     "digits",
     "euler",
+    "furthest",
+    "heat",
     "interval",
     "lion",
     "mlp",

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -51,6 +54,16 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, mean, mean
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean, mean - half, mean + half
+
+
+def furthest(values: Sequence[float], target: float = 1.0) -> float:
+    """The value furthest from a target: what to check where all of them must be near it.
+
+    >>> furthest([0.9, 1.05, 1.01])
+    0.9
+    """
+    values = np.ravel(np.asarray(values, float))
+    return float(values[np.argmax(np.abs(values - target))])
 
 
 def check(
@@ -184,6 +197,37 @@ def show(figure: Figure, alt: str) -> None:
     data = {"image/png": base64.b64encode(png).decode(), "text/plain": f"Figure: {alt}"}
     width = round(figure.get_figwidth() * 96)  # no height: on a phone it must shrink with it
     _display(data, **{"image/png": {"alt": alt, "width": width}})
+
+
+def heat(
+    ax: Axes, values: xr.DataArray, vmin: float | None = None, vmax: float | None = None
+) -> QuadMesh:
+    """Draw a map over an (lr, weight_decay) grid: λ to the right, η upwards, λ = 0 left out.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+    values : DataArray
+        Over lr and weight_decay; cells that are not finite stay grey.
+    vmin, vmax : float or None
+        Where the colours begin and end.
+
+    Returns
+    -------
+    matplotlib.collections.QuadMesh
+        For ``figure.colorbar``. Chapters 04, 05 and 07.
+    """
+    values = values.sel(weight_decay=values.weight_decay > 0).transpose("lr", "weight_decay")
+    image = ax.pcolormesh(values, cmap="cividis_r", vmin=vmin, vmax=vmax, edgecolor="white", lw=0.5)
+    columns, rows = range(0, values.sizes["weight_decay"], 2), range(values.sizes["lr"])
+    ax.set_xticks(
+        [i + 0.5 for i in columns], [f"{values.weight_decay.values[i]:g}" for i in columns]
+    )
+    ax.set_yticks([i + 0.5 for i in rows], [f"{values.lr.values[i]:g}" for i in rows])
+    ax.set_xlabel("weight decay λ")
+    ax.set_facecolor("0.8")
+    ax.grid(False)
+    return image
 
 
 def scrubber(

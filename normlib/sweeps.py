@@ -635,7 +635,7 @@ def _provenance(plan: _Plan) -> dict[str, object]:
         "chunk": plan.chunk or _side_by_side(plan),
         "threads": plan.threads,
         "device": _name(plan.device),
-        "torch": str(torch.__version__),  # torch's own type is no plain string
+        "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -2,6 +2,8 @@
 
 import re
 
+from tools.claims import of_notebook as records
+
 KNOWN_TAGS = {"hide-input", "live", "nbval-ignore-output"}
 
 
@@ -100,30 +102,18 @@ def plain_markdown(notebook):
 def checks_with_rivals(notebook):
     """Every check's record holds a rival outside its band, and its measurement lies inside."""
     complaints = []
-    for cell in code(notebook):
-        for output in cell.outputs:
-            record = output.get("metadata", {}).get("normlib")
-            if record is None:
-                continue
-            low, high = (record["expected"] + sign * record["band"] for sign in (-1, 1))
-            if low <= record["rival"] <= high:
-                complaints.append(f"the band of {record['claim']!r} admits its rival")
-            if not low <= record["low"] <= record["high"] <= high:
-                complaints.append(f"{record['claim']!r} was not measured inside its band")
-    if not any("normlib" in o.get("metadata", {}) for c in code(notebook) for o in c.outputs):
-        complaints.append("no check at all")
-    return complaints
+    for record in records(notebook):
+        low, high = (record["expected"] + sign * record["band"] for sign in (-1, 1))
+        if low <= record["rival"] <= high:
+            complaints.append(f"the band of {record['claim']!r} admits its rival")
+        if not low <= record["low"] <= record["high"] <= high:
+            complaints.append(f"{record['claim']!r} was not measured inside its band")
+    return complaints if records(notebook) else ["no check at all"]
 
 
 def checks_with_distinct_claims(notebook):
     claims = [(r["id"], r["claim"]) for r in records(notebook)]
     return [f"two checks claim {claim}" for claim in {c for c in claims if claims.count(c) > 1}]
-
-
-def records(notebook):
-    """The records that `nl.check` left in the outputs."""
-    outputs = [o for cell in code(notebook) for o in cell.outputs]
-    return [o.metadata["normlib"] for o in outputs if "normlib" in o.get("metadata", {})]
 
 
 GUARDS = (

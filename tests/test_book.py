@@ -4,6 +4,7 @@ import json
 
 import matplotlib.pyplot as plt
 import pytest
+import xarray as xr
 from IPython.testing.globalipapp import start_ipython
 
 import normlib as nl
@@ -116,3 +117,19 @@ def test_a_wrong_scrubber_is_refused(wrong):
     arguments = dict(values=[1, 2], draw=draw, name="height", alt="{}") | wrong
     with pytest.raises(ValueError, match=r"scrubber|alt"):
         nl.scrubber(**arguments)
+
+
+def test_a_heat_map_leaves_out_no_decay_and_labels_the_rest():
+    rates = {"lr": [0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
+    values = xr.DataArray([[9.0, 1, 2], [9, 3, 4]], dims=("lr", "weight_decay"), coords=rates)
+    figure, axes = plt.subplots()
+    image = nl.heat(axes, values.transpose())
+    assert image.get_array().tolist() == [[1, 2], [3, 4]]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0.1", "1"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.01"]
+    plt.close(figure)
+
+
+def test_furthest_is_the_value_with_the_largest_distance():
+    assert nl.furthest([[0.9, 1.05], [1.2, 1.0]]) == 1.2
+    assert nl.furthest([0.3, 0.6], target=0.5) == 0.3

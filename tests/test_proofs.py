@@ -68,22 +68,36 @@ def test_decay_equals_a_growing_learning_rate(data, norm):
     assert abs(run(0.0, rates / lr / before**2) / decayed - 1).max() > 1e-6
 
 
+def remembering(chains, size, memory, start, sizes=None):
+    """Weights of norm `start`, and random gradients of unit size orthogonal to them.
+
+    Neighbours correlate by `memory`; entries differ in size by `sizes`.
+    """
+    random = torch.Generator().manual_seed(0)
+    sizes = torch.ones(size, dtype=torch.float64) if sizes is None else sizes
+    w = torch.randn(chains, 1, size, generator=random, dtype=torch.float64)
+    w *= start / w.norm(dim=2, keepdim=True)
+    source = torch.zeros_like(w)
+
+    def gradient(w):
+        noise = torch.randn(w.shape, generator=random, dtype=torch.float64)
+        source.mul_(memory).add_(noise, alpha=(1 - memory**2) ** 0.5)
+        g, r2 = source * sizes, w.square().sum(2, keepdim=True)
+        return (g - (g * w).sum(2, keepdim=True) * w / r2) / (sizes.norm() * r2.sqrt())
+
+    return w, gradient
+
+
 @pytest.mark.parametrize("memory", [-0.5, 0.0, 0.5])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_balance_holds_for_gradients_that_remember(nesterov, memory):
     """Gradients whose neighbours correlate by `memory`; only Nesterov's angle depends on it."""
     mu, lr, weight_decay, size, chains = 0.9, 0.1, 0.01, 200, 8
     rule = nl.nesterov(mu) if nesterov else nl.momentum(mu)
-    random = torch.Generator().manual_seed(0)
-    shape = (chains, 1, size)
-    w = torch.randn(shape, generator=random, dtype=torch.float64)
-    w *= 2.7 / w.norm(dim=2, keepdim=True)
-    state, source, rows = rule.init(w), torch.zeros_like(w), []
+    w, gradient = remembering(chains, size, memory, start=2.7)
+    state, rows = rule.init(w), []
     for step in range(1, 3001):
-        noise = torch.randn(shape, generator=random, dtype=torch.float64)
-        source = memory * source + (1 - memory**2) ** 0.5 * noise
-        r2 = w.square().sum(2, keepdim=True)
-        g = (source - (source * w).sum(2, keepdim=True) * w / r2) / (size * r2).sqrt()
+        g = gradient(w)
         new, state = rule.update(w, g, state, lr, weight_decay, step)
         d, b = (w - new) / lr, state[0]
         cosine = (w * new).sum(2) / (w.norm(dim=2) * new.norm(dim=2))
@@ -106,20 +120,12 @@ def test_balance_of_adam_holds_for_gradients_that_remember_and_differ_in_size(de
     b1, b2, lr, size, chains, steps = 0.9, 0.999, 3e-3, 100, 8, 5000
     rule = nl.adamw((b1, b2), eps=1e-30) if decoupled else nl.adam((b1, b2), eps=1e-30)
     weight_decay = 0.5 if decoupled else 0.02
-    random = torch.Generator().manual_seed(0)
-    shape = (chains, 1, size)
-    sizes = torch.linspace(-2.5, 2.5, size, dtype=torch.float64).exp()
-    w = torch.randn(shape, generator=random, dtype=torch.float64)
     start = rule.theory.equilibrium_norm(lr, weight_decay, gradient=1.0, size=size)
-    w *= start / w.norm(dim=2, keepdim=True)
-    state, source, rows = rule.init(w), torch.zeros_like(w), []
+    sizes = torch.linspace(-2.5, 2.5, size, dtype=torch.float64).exp()
+    w, gradient = remembering(chains, size, memory, start, sizes)
+    state, rows = rule.init(w), []
     for step in range(1, steps + 1):
-        noise = torch.randn(shape, generator=random, dtype=torch.float64)
-        source = memory * source + (1 - memory**2) ** 0.5 * noise
-        r2 = w.square().sum(2, keepdim=True)
-        g = source * sizes
-        g = g - (g * w).sum(2, keepdim=True) * w / r2
-        g = g / (sizes.norm() * r2.sqrt())
+        g = gradient(w)
         new, state = rule.update(w, g, state, lr, weight_decay, step)
         root = (state[1] / (1 - b2**step)).sqrt()
         u = state[0] / (1 - b1**step) / root

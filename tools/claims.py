@@ -38,8 +38,7 @@ class Claim:
     words : str
         In our words, but where quotation marks say otherwise.
     supports : tuple of str
-        All of these must have been measured inside their bands for the claim to hold; the first
-        is shown in the summary.
+        All of these must have been measured inside their bands for the claim to hold.
     why : str
         One sentence on the verdict.
     limits : tuple of str
@@ -248,16 +247,19 @@ CLAIMS = (
 )
 
 
+def of_notebook(notebook: nbformat.NotebookNode) -> list[dict]:
+    """The records that `nl.check` left in the outputs of a chapter."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [o.metadata["normlib"] for o in outputs if "normlib" in o.get("metadata", {})]
+
+
 def records(book: Path = ROOT) -> list[dict]:
     """The records of all chapters, each with the name of its chapter."""
-    found = []
-    for path in sorted((book / "notebooks").glob("*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                record = output.get("metadata", {}).get("normlib")
-                if record is not None:
-                    found.append({**record, "chapter": path.stem})
-    return found
+    return [
+        {**record, "chapter": path.stem}
+        for path in sorted((book / "notebooks").glob("*.ipynb"))
+        for record in of_notebook(nbformat.read(path, as_version=4))
+    ]
 
 
 def inside(record: dict) -> bool:
