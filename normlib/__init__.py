@@ -3,6 +3,7 @@
 from normlib.audits import Audit, audit
 from normlib.book import check, furthest, heat, interval, scrubber, show, style
 from normlib.datasets import Dataset, digits, mnist1d
+from normlib.images import cifar10, flip_and_shift, image_folder
 from normlib.invariance import euler, rescaled
 from normlib.nets import convnet, mlp
 from normlib.recordings import Recording, recorded
@@ -37,11 +38,14 @@ __all__ = [
     "adamw",
     "audit",
     "check",
+    "cifar10",
     "convnet",
     "digits",
     "euler",
+    "flip_and_shift",
     "furthest",
     "heat",
+    "image_folder",
     "interval",
     "lion",
     "mlp",

@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from normlib import parts
-from normlib.datasets import Dataset
+from normlib.datasets import Dataset, Identity
+from normlib.images import Augmentation
 from normlib.nets import Net, Parameter, Wide
 from normlib.rules import Rule
 
@@ -69,7 +70,7 @@ class _Plan:
     """One sweep, checked and ready to train."""
 
     net: Net
-    data: Dataset
+    data: Dataset | Identity
     rule: Rule
     grid: dict[str, xr.DataArray]
     seeds: xr.DataArray
@@ -84,6 +85,7 @@ class _Plan:
     threads: int
     device: torch.device
     norms: xr.DataArray | None = None
+    augment: Augmentation | None = None
 
     @property
     def steps(self) -> int:
@@ -113,13 +115,7 @@ class _Plan:
         data = self.data
         settings = {
             "net": self.net.settings,
-            "data": {
-                "source": data.source,
-                "shape": [len(data.x_train), len(data.x_test), *data.shape],
-                "classes": data.classes,
-                "images": [_projection(data.x_train), _projection(data.x_test)],
-                "labels": parts.fingerprint([data.y_train.tolist(), data.y_test.tolist()]),
-            },
+            "data": (data.identity if isinstance(data, Dataset) else data).settings,
             "rule": repr(self.rule),
             "grid": {name: [f"{v:.9g}" for v in column] for name, column in self.columns.items()},
             "factors": parts.fingerprint([f"{v:.9g}" for v in self.factors]),
@@ -134,6 +130,8 @@ class _Plan:
         if self.norms is not None:
             at, norms = self.norms.step.values.tolist(), self.norms.values.ravel()
             settings["norms"] = parts.fingerprint([at, [f"{v:.5g}" for v in norms]])
+        if self.augment is not None:
+            settings["augment"] = repr(self.augment)
         return settings
 
     @property
@@ -157,6 +155,7 @@ def sweep(
     schedule_other: Schedule | None = None,
     scale: Values = 1.0,
     norms: xr.DataArray | None = None,
+    augment: Augmentation | None = None,
     decay: str = "invariant",
     precision: str = "float32",
     every: int = 10,
@@ -199,6 +198,9 @@ def sweep(
         It has the dimensions layer and step, and where norms differ, seed and those of the grid.
         At every step it names, before the gradient is taken, each layer's weights get that norm;
         their direction and the rule's buffers stay.
+    augment : Augmentation or None
+        Changes to every minibatch of training, e.g. ``nl.flip_and_shift()``; all networks of a
+        seed see the same ones.
     decay : {"invariant", "weights", "all"}
         What decays: the scale-invariant weights, all weights (the head's too), or every parameter.
     precision : {"float32", "float64", "bfloat16"}
@@ -243,12 +245,17 @@ def sweep(
     >>> runs.test_error.dims
     ('lr', 'weight_decay')
     """
+    if isinstance(data, Identity):
+        raise ValueError(
+            f'the images of "{data.source}" are not here, only what identifies them; '
+            "give the data set itself"
+        )
     if keep is not None and not isinstance(keep, str | Path):
         raise ValueError(f"keep must be the path of a folder, got {keep!r}")
     folder = None if keep is None else Path(keep)
     plan = _plan(
         net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
-        schedule_other, scale, norms, decay, precision, every, chunk, device,
+        schedule_other, scale, norms, augment, decay, precision, every, chunk, device,
     )  # fmt: skip
     return _run(plan, folder, progress)
 
@@ -314,15 +321,16 @@ def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) ->
 
 def _plan(
     net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
-    schedule_other, scale, norms, decay, precision, every, chunk, device,
+    schedule_other, scale, norms, augment, decay, precision, every, chunk, device,
 ) -> _Plan:  # fmt: skip
-    for name, value, kind, example in (
-        ("net", net, Net, "nl.convnet()"),
-        ("data", data, Dataset, "nl.mnist1d()"),
-        ("rule", rule, Rule, "nl.nesterov()"),
+    for name, value, kinds, example in (
+        ("net", net, (Net,), "nl.convnet()"),
+        ("data", data, (Dataset, Identity), "nl.mnist1d()"),
+        ("rule", rule, (Rule,), "nl.nesterov()"),
     ):
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} must be a {kind.__name__} such as {example}, got {value!r}")
+        if not isinstance(value, kinds):
+            kind = kinds[0].__name__
+            raise ValueError(f"{name} must be a {kind} such as {example}, got {value!r}")
     grid = {
         "lr": _values("lr", lr, positive=True),
         "weight_decay": _values("weight_decay", weight_decay),
@@ -341,10 +349,10 @@ def _plan(
     seeds = _seeds(seed)
     epochs, every = _count("epochs", epochs), _count("every", every)
     batch_size = _count("batch_size", batch_size)
-    if not 2 <= batch_size <= len(data.x_train):
+    images, _ = data.sizes
+    if not 2 <= batch_size <= images:
         raise ValueError(
-            f"batch_size must lie between 2 and the {len(data.x_train)} training images, "
-            f"got {batch_size}"
+            f"batch_size must lie between 2 and the {images} training images, got {batch_size}"
         )
     per = rule.settings.get("per")
     if per and (net.norm == "none" or (net.norm == "layer" and per == "channel")):
@@ -366,7 +374,9 @@ def _plan(
             + (" (float16 needs loss scaling, which would couple the networks)"
                if "16" in str(precision) else "")
         )  # fmt: skip
-    steps = epochs * (len(data.x_train) // batch_size)
+    if augment is not None and not isinstance(augment, Augmentation):
+        raise ValueError(f"augment must be None or such as nl.flip_and_shift(), got {augment!r}")
+    steps = epochs * (images // batch_size)
     factors = _factors("schedule", schedule, steps)
     other = factors
     if schedule_other is not None:
@@ -376,19 +386,8 @@ def _plan(
     return _Plan(
         net, data, rule, grid, seeds, epochs, batch_size, factors, other,
         decay, precision, every, chunk, torch.get_num_threads(), device,
-        None if norms is None else _norms(norms, net, grid["lr"], seeds, steps),
+        None if norms is None else _norms(norms, net, grid["lr"], seeds, steps), augment,
     )  # fmt: skip
-
-
-def _projection(images: Tensor) -> str:
-    """One number that depends on every pixel and its place, to recognise the images by.
-
-    Rounded, since the last bits of generated data differ between processors.
-    """
-    rows = images.detach().cpu().double().flatten(1)
-    left = torch.cos(0.37 * torch.arange(len(rows), dtype=torch.float64))
-    right = torch.cos(1.1 + 0.73 * torch.arange(rows.shape[1], dtype=torch.float64))
-    return f"{float(left @ rows @ right) / math.sqrt(rows.numel()):.4f}"
 
 
 def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
@@ -671,7 +670,7 @@ def _train(
 
     put_back = _norms_of(plan, part, dtype)
     traces = _Traces(plan, wide)
-    order = torch.Generator().manual_seed(seed)
+    order, changes = (torch.Generator().manual_seed(seed + i) for i in (0, 2**31))
     per_epoch = len(data.x_train) // plan.batch_size
     for step in range(plan.steps if stop is None else stop):
         if step % per_epoch == 0:
@@ -681,7 +680,10 @@ def _train(
             w *= norm / w.norm(dim=(1, 2), keepdim=True)
         at = (step % per_epoch) * plan.batch_size
         batch = shuffled[at : at + plan.batch_size]
-        loss, grads = _gradients(plan, wide, data.x_train[batch], data.y_train[batch])
+        images = data.x_train[batch]
+        if plan.augment is not None:
+            images = plan.augment(images, changes)
+        loss, grads = _gradients(plan, wide, images, data.y_train[batch])
         factor, factor_other = float(plan.factors[step]), float(plan.factors_other[step])
         rates = {True: lr * factor, False: lr_other * factor_other}
         before = traces.before(step, wide, grads, loss, rates)

@@ -1,5 +1,6 @@
 """MNIST-1D is the known one, and making it leaves no trace."""
 
+import dataclasses
 import random
 import socket
 
@@ -78,3 +79,28 @@ def test_wrong_contents_are_named(name, wrong):
     nl.Dataset(**right, classes=3, source="test")
     with pytest.raises(ValueError, match=name):
         nl.Dataset(**right | wrong, classes=3, source="test")
+
+
+def test_identity_tells_data_apart_and_not_their_device_or_slices(data, monkeypatch):
+    assert data.identity.settings["shape"] == [4000, 1000, 1, 1, 40]
+    moved = dataclasses.replace(data, x_train=data.x_train.roll(1, 3))
+    assert moved.identity != data.identity
+    swapped = dataclasses.replace(data, y_train=data.y_train.flip(0))
+    assert swapped.identity != data.identity
+    whole = datasets._projection(data.x_train)
+    assert datasets._projection(data.x_train, at_once=7) == whole
+
+
+@pytest.mark.parametrize("count", [0, 1000, 1.5, True])
+def test_a_wrong_count_of_balanced_images_is_named(data, count):
+    with pytest.raises(ValueError, match="count"):
+        data.balanced(count)
+
+
+def test_balanced_images_are_the_first_of_each_class(data):
+    part = data.balanced(20)
+    assert part.sizes == (200, 1000)
+    assert "the first 20 training images of each class" in part.source
+    for label in range(10):
+        expected = data.x_train[data.y_train == label][:20]
+        assert torch.equal(part.x_train[part.y_train == label], expected)

@@ -101,6 +101,34 @@ def test_twenty_kills_at_random_moments_lose_nothing(data, whole, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_killed_at_30_percent_it_repeats_no_finished_part(tmp_path, trained):
+    """Colour images with augmentation, as in chapter 10."""
+    rng = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(600, 3, 8, 8, generator=rng), torch.arange(600) % 10
+    pictures = nl.Dataset(images, labels, images[:100], labels[:100], 10, "noise")
+    changes = dict(
+        lr=np.geomspace(0.01, 0.1, 10), weight_decay=0.01, seed=0, chunk=1, epochs=4, batch_size=50,
+        augment=nl.flip_and_shift(shift=1),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        process = multiprocessing.get_context("fork").Process(
+            target=lambda: (torch.set_num_threads(1), run(pictures, tmp_path, **changes))
+        )
+        process.start()
+    while len(files(tmp_path)) < 3:
+        assert process.is_alive()
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    finished = {path.name.split(".")[0] for path in files(tmp_path)}
+    assert 3 <= len(finished) < 10
+    again = run(pictures, tmp_path, **changes)
+    assert len(trained) == 10 - len(finished)
+    assert not finished & set(trained)
+    same_bits(again, run(pictures, **changes))
+
+
 def test_files_of_others_are_not_touched(data, tmp_path):
     for name in ("mine.npz", "mine.npz.tmp", "notes.txt"):
         (tmp_path / name).write_text("mine")
@@ -170,6 +198,7 @@ def test_other_data_are_another_sweep(data):
         dict(lr_other=0.1),
         dict(scale=2.0),
         dict(decay="all"),
+        dict(augment=nl.flip_and_shift(shift=1)),
         dict(precision="bfloat16"),
         dict(every=7),
         dict(net=nl.convnet(width=9, depth=2)),

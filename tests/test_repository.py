@@ -24,6 +24,7 @@ LAYERS = (
     "audits",
     "parts",
     "datasets",
+    "images",
     "rules",
     "nets",
     "sweeps",

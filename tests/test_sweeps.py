@@ -191,6 +191,8 @@ def test_bfloat16_trains_about_as_well(data):
         ("per", dict(rule=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="layer"))),
         ("net", dict(net="convnet")),
         ("data", dict(data=torch.zeros(3))),
+        ("not here", dict(data=nl.mnist1d().identity)),
+        ("augment", dict(augment="flip")),
         ("rule", dict(rule="sgd")),
     ],
 )
@@ -309,6 +311,34 @@ def test_wrong_norms_are_refused(data, change, message):
     norms = nl.sweep(data=data, lr=0.1, seed=[0], **exact()).weight_norm.isel(seed=0, drop=True)
     with pytest.raises(ValueError, match=message):
         sweeps.plan(data=data, lr=0.1, seed=[0], norms=change(norms), **exact())
+
+
+def pictures(count=200):
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, 8, 8, generator=rng)
+    labels = torch.arange(count) % 10
+    return nl.Dataset(images, labels, images[:50], labels[:50], 10, "noise")
+
+
+def test_an_augmented_sweep_sees_the_changed_images():
+    """Its first loss is that of the changed first batch; cells of one seed see the same."""
+    changes, data = nl.flip_and_shift(shift=2), pictures()
+    arguments = dict(lr=[0.1, 0.1001], epochs=2, batch_size=50, every=1)
+    plain = nl.sweep(NET, data, nl.sgd(), **arguments)
+    runs = nl.sweep(NET, data, nl.sgd(), augment=changes, **arguments)
+    assert float(runs.loss[0, 0]) == float(runs.loss[1, 0]) != float(plain.loss[0, 0])
+    batch = torch.randperm(200, generator=torch.Generator().manual_seed(0))[:50]
+    images = changes(data.x_train[batch], torch.Generator().manual_seed(2**31))
+    logits = NET.wide(1, data.shape, 10, seed=0)(images, training=True)[0]
+    expected = torch.nn.functional.cross_entropy(logits, data.y_train[batch])
+    assert float(runs.loss[0, 0]) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_augmentation_depends_on_the_seed_alone():
+    arguments = dict(lr=0.1, epochs=1, batch_size=50, augment=nl.flip_and_shift())
+    one, again = (nl.sweep(NET, pictures(), nl.sgd(), seed=[3], **arguments) for _ in range(2))
+    both = nl.sweep(NET, pictures(), nl.sgd(), seed=[2, 3], **arguments)
+    assert float(one.train_loss[0]) == float(again.train_loss[0]) == float(both.train_loss[1])
 
 
 def test_results_survive_a_netcdf_file(data, tmp_path):

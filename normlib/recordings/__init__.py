@@ -10,9 +10,20 @@ from pathlib import Path
 
 import xarray as xr
 
-from normlib import datasets, nets, parts, rules, sweeps
+from normlib import datasets, images, nets, parts, rules, sweeps
 
 FOLDER = Path(__file__).parent
+
+# 1,000 images a class of a JPEG copy of CIFAR-10, and its whole test set. JPEG loses something:
+# these are not the published images.
+CIFAR10_JPEG = datasets.Identity(
+    source="CIFAR-10, a JPEG copy; the first 1,000 training images of each class",
+    sizes=(10000, 10000),
+    shape=(3, 32, 32),
+    classes=10,
+    images=("-0.1911", "-0.2904"),
+    labels="085a88a5ff422c6a",
+)
 
 
 def linear_end(step: int, steps: int) -> float:
@@ -92,6 +103,20 @@ def _first_steps(factor: float) -> dict[str, object]:
     )
 
 
+def _cifar10(rule: rules.Rule, lr: list[float], weight_decay: list[float]) -> dict[str, object]:
+    """What the grids of CIFAR-10 share; γ, β and the head at a learning rate of their own."""
+    return _grid(
+        rule,
+        net=nets.convnet(width=32, depth=3, norm="batch"),
+        data=CIFAR10_JPEG,
+        lr=lr,
+        weight_decay=weight_decay,
+        lr_other=0.003 if rule.name == "adam" else 0.05,
+        seed=range(3),
+        epochs=10,
+    )
+
+
 _L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
 _DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
@@ -126,6 +151,22 @@ DEFINITIONS = {
     "first_tenth": lambda: _first_steps(0.1),
     "first_same": lambda: _first_steps(1.0),
     "first_tenfold": lambda: _first_steps(10.0),
+    # The three grids on CIFAR-10.
+    "cifar10_nesterov": lambda: _cifar10(
+        rules.nesterov(0.9),
+        lr=[0.01, 0.03, 0.1, 0.3, 1],
+        weight_decay=[0, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1],
+    ),
+    "cifar10_adam": lambda: _cifar10(
+        rules.adam(),
+        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
+        weight_decay=[0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
+    ),
+    "cifar10_unit_norm": lambda: _cifar10(
+        rules.unit_norm(rules.nesterov(0.9)),
+        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
+        weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1],
+    ),
 }
 
 
@@ -155,7 +196,7 @@ class Recording:
         >>> recording = recorded("nesterov")  # doctest: +SKIP
         >>> recording.rerun(seed=range(3))  # doctest: +SKIP
         """
-        return sweeps.sweep(**self.definition | changes)
+        return sweeps.sweep(**with_images(self.definition) | changes)
 
 
 def recorded(name: str) -> Recording:
@@ -185,7 +226,7 @@ def recorded(name: str) -> Recording:
     """
     definition = _definition(name)
     if os.environ.get("NORMLIB_RERUN") == "1":
-        return Recording(name, definition, sweeps.sweep(**definition), [])
+        return Recording(name, definition, sweeps.sweep(**with_images(definition)), [])
     plan = sweeps.plan(**definition)
     spec, found = plan.spec, []
     for path in sorted((FOLDER / name).glob("*.npz")):
@@ -219,4 +260,30 @@ def _definition(name: str) -> dict[str, object]:
 
 def record(name: str) -> None:
     """Make or finish a recording; an interrupted one goes on where it stopped."""
-    sweeps.sweep(**_definition(name), keep=FOLDER / name)
+    sweeps.sweep(**with_images(_definition(name)), keep=FOLDER / name)
+
+
+def with_images(definition: dict[str, object]) -> dict[str, object]:
+    """The definition with the images themselves, so that it can be trained.
+
+    Raises
+    ------
+    ValueError
+        If the images are not shipped, and the environment variable ``NORMLIB_CIFAR10`` does not
+        name the folder that holds them.
+    """
+    wanted = definition["data"]
+    if isinstance(wanted, datasets.Dataset):
+        return definition
+    folder = os.environ.get("NORMLIB_CIFAR10")
+    if not folder:
+        raise ValueError(
+            f'the images of "{wanted.source}" are not shipped; let the environment variable '
+            "NORMLIB_CIFAR10 name the folder that holds them, as train/<class>/ and test/<class>/"
+        )
+    data = images.image_folder(folder, source="CIFAR-10, a JPEG copy").balanced(1000)
+    if data.identity != wanted:
+        raise ValueError(
+            f'NORMLIB_CIFAR10: the images in {folder} are not those of "{wanted.source}"'
+        )
+    return definition | {"data": data}
