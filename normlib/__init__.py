@@ -21,7 +21,7 @@ from normlib.rules import (
     sgd,
     unit_norm,
 )
-from normlib.sweeps import sweep
+from normlib.sweeps import estimate, fast_precision, sweep
 from normlib.tracking import Tracker, scale_exponent, track
 
 __version__ = "0.1.0"
@@ -41,7 +41,9 @@ __all__ = [
     "cifar10",
     "convnet",
     "digits",
+    "estimate",
     "euler",
+    "fast_precision",
     "flip_and_shift",
     "furthest",
     "heat",

@@ -3,6 +3,7 @@
 import functools
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,19 @@ class Identity:
             "images": list(self.images),
             "labels": self.labels,
         }
+
+    @classmethod
+    def of(cls, settings: Mapping[str, object]) -> "Identity":
+        """The inverse of `settings`."""
+        train, test, *shape = settings["shape"]
+        return cls(
+            source=settings["source"],
+            sizes=(train, test),
+            shape=tuple(shape),
+            classes=settings["classes"],
+            images=tuple(settings["images"]),
+            labels=settings["labels"],
+        )
 
 
 @dataclass(frozen=True)

@@ -290,11 +290,78 @@ def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
     return _assemble(plan, ordered, time.perf_counter() - start)
 
 
-def plan(**arguments: object) -> _Plan:
+def plan(*positional: object, **arguments: object) -> _Plan:
     """The checked plan of a sweep, without running it; its `spec` identifies the results."""
-    bound = inspect.signature(sweep).bind(**arguments)
+    bound = inspect.signature(sweep).bind(*positional, **arguments)
     bound.apply_defaults()
     return _plan(*(bound.arguments[name] for name in inspect.signature(_plan).parameters))
+
+
+def estimate(*positional: object, keep: str | Path | None = None, **arguments: object) -> float:
+    """How long `nl.sweep` would take with the same arguments, from some steps of its first part.
+
+    Parts that are finished in the folder `keep` cost nothing. Nothing is written.
+
+    Returns
+    -------
+    float
+        Seconds.
+
+    Raises
+    ------
+    ValueError
+        As `nl.sweep`.
+
+    Notes
+    -----
+    Chapter 10 says it before a long sweep starts.
+
+    >>> seconds = nl.estimate(nl.convnet(width=4), nl.mnist1d(), nl.sgd(), lr=0.1)
+    >>> 0 < seconds < 600
+    True
+    """
+    todo, found = _resume(plan(*positional, **arguments), None if keep is None else Path(keep))
+    missing = [part for part in _parts(todo) if part not in found]
+    if not missing:
+        return 0.0
+
+    def seconds(steps: int) -> float:
+        start = time.perf_counter()
+        _train(todo, missing[0], lambda: None, stop=steps)
+        return time.perf_counter() - start
+
+    few = min(5, todo.steps)
+    many = min(25, todo.steps)
+    with _memory_kept(todo.device), _threads(todo.threads):
+        start = seconds(few)  # with what happens once, such as a library's choice of algorithms
+        start = min(start, seconds(few))
+        step = max(seconds(many) - start, 0.0) / max(many - few, 1) or start / few
+    # An image that is only looked at costs about a third of one that is trained on.
+    looks = sum(math.ceil(size / todo.batch_size) for size in todo.data.sizes) / 3
+    return len(missing) * step * (todo.steps + looks)
+
+
+def fast_precision(device: str | torch.device | None = None) -> str:
+    """ "bfloat16" on a CUDA device that computes with it, else "float32"; for `nl.sweep`.
+
+    Parameters
+    ----------
+    device : str or None
+        None: the device that a sweep takes.
+
+    Notes
+    -----
+    A CUDA device without bfloat16 can imitate it, slowly; that does not count. Chapter 10.
+
+    >>> nl.fast_precision("cpu")
+    'float32'
+    """
+    device = _device(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return "bfloat16"
+    return "float32"
 
 
 def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) -> xr.Dataset:
@@ -742,9 +809,10 @@ def _losses(plan: _Plan, logits: Tensor, y: Tensor) -> Tensor:
     return loss.view(k, n).mean(1)
 
 
-def _autocast(plan: _Plan) -> torch.autocast:
-    on = plan.precision == "bfloat16"
-    return torch.autocast(plan.device.type, torch.bfloat16, enabled=on)
+def _autocast(plan: _Plan) -> contextlib.AbstractContextManager:
+    if plan.precision == "bfloat16":
+        return torch.autocast(plan.device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
 def _gradients(plan: _Plan, wide: Wide, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

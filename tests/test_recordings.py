@@ -1,13 +1,28 @@
 """The recordings are what their definitions say, and what the code computes now."""
 
+import os
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from scipy import stats
 
 import normlib as nl
-from normlib import recordings, sweeps
+from normlib import datasets, parts, recordings, sweeps
 
 NAMES = tuple(recordings.DEFINITIONS)
+CIFAR10 = tuple(name for name in NAMES if name.startswith("cifar10_"))
+
+
+def trainable(recording):
+    """The definition with its images; a skip where these are not at hand."""
+    try:
+        return recordings.with_images(recording.definition)
+    except ValueError as error:
+        if os.environ.get("NORMLIB_CIFAR10"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,7 +56,7 @@ def test_recorded_cells_start_as_they_would_now(name):
     9 % after 50, at lr 0.1), so there all but one must agree.
     """
     recording = nl.recorded(name)
-    plan = sweeps.plan(**recording.definition | {"chunk": 1})
+    plan = sweeps.plan(**trainable(recording) | {"chunk": 1})
     late = []
     for place, seed in cells(recording.runs):
         shape = [recording.runs.sizes[dim] for dim in place]
@@ -55,9 +70,11 @@ def test_recorded_cells_start_as_they_would_now(name):
     assert sorted(late)[-2] < 1e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One of the three on CIFAR-10: a cell of them takes half a minute.
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in CIFAR10[1:]])
 def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
     recording = nl.recorded(name)
+    trainable(recording)
     runs = recording.runs
     middle = {dim: {"lr": 2, "weight_decay": 4}[dim] for dim in ("lr", "weight_decay")}
     place = {dim: min(i, runs.sizes[dim] - 1) for dim, i in middle.items() if dim in runs.dims}
@@ -101,6 +118,86 @@ def test_a_missing_or_damaged_part_is_refused(monkeypatch, tmp_path):
     victim.unlink()
     with pytest.raises(RuntimeError, match="missing"):
         nl.recorded(NAMES[0])
+
+
+def test_other_images_than_those_recorded_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 1000), ("test", 1)):
+        for label in range(10):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            for i in range(count):
+                Image.fromarray(pixels).save(tmp_path / split / str(label) / f"{i}.bmp")
+    definition = recordings.DEFINITIONS[CIFAR10[0]]()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("NORMLIB_CIFAR10", str(tmp_path))
+    with pytest.raises(ValueError, match="are not those of"):
+        recordings.with_images(definition)
+
+
+def test_images_that_are_not_there_are_asked_for(monkeypatch):
+    monkeypatch.delenv("NORMLIB_CIFAR10", raising=False)
+    recording = nl.recorded(CIFAR10[0])  # reading needs none
+    with pytest.raises(ValueError, match="NORMLIB_CIFAR10"):
+        recording.rerun()
+
+
+# Full size ---------------------------------------------------------------------------------------
+
+
+def small(monkeypatch):
+    """Full size as it would be for a few small pictures: the same code, in seconds."""
+    full = recordings.full_size
+
+    def smaller(name, data, **changes):
+        sizes = dict(net=nl.convnet(width=2, depth=1), epochs=1, batch_size=10)
+        return full(name, data, **sizes | changes)
+
+    monkeypatch.setattr(recordings, "full_size", smaller)
+    images = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 10
+    return datasets.Dataset(images, labels, images, labels, 10, "CIFAR-10")
+
+
+def test_what_a_gpu_recorded_is_read_where_neither_gpu_nor_images_are(monkeypatch, tmp_path):
+    data, name = small(monkeypatch), "full_cifar10_adam"
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    arguments = recordings.full_size(name, data)
+    runs = nl.sweep(**arguments, keep=tmp_path / name)
+    recording = nl.recorded(name)
+    assert recording.runs.test_error.equals(runs.test_error)
+    assert recording.definition["data"] == data.identity
+    # the same parts, but as a CUDA device would have written them
+    elsewhere = sweeps.plan(**arguments).settings | {"device": "cuda", "precision": "bfloat16"}
+    for path in (tmp_path / name).iterdir():
+        arrays, about = parts.read(path)
+        path.unlink()
+        about |= {"settings": elsewhere, "spec": parts.fingerprint(elsewhere)}
+        label = path.name.split(".")[0]
+        parts.write(tmp_path / name, label, arrays, about)
+    recording = nl.recorded(name)
+    assert recording.definition["device"] == "cuda"
+    assert recording.runs.test_error.equals(runs.test_error)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda"):
+            recording.rerun(data=data)
+
+
+def test_full_size_that_nobody_ran_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    with pytest.raises(RuntimeError, match="make gpu"):
+        nl.recorded("full_cifar10_nesterov")
+
+
+def test_full_size_differs_from_its_recording_only_where_it_says_so(data):
+    for name, base in recordings.FULL_SIZE.items():
+        full, recorded = recordings.full_size(name, data), recordings.DEFINITIONS[base]()
+        changed = {key for key in full if repr(full[key]) != repr(recorded.get(key, "nothing"))}
+        assert changed == {"net", "data", "epochs", "augment", "precision", "device"}
+        assert sweeps.plan(**full).steps == 30 * 40
+    with pytest.raises(ValueError, match="full_cifar10_adam"):
+        recordings.full_size("adam", data)
 
 
 def test_an_unknown_recording_is_named():

@@ -1,5 +1,9 @@
 """What a sweep returns, measures and refuses."""
 
+import contextlib
+import dataclasses
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -339,6 +343,52 @@ def test_augmentation_depends_on_the_seed_alone():
     one, again = (nl.sweep(NET, pictures(), nl.sgd(), seed=[3], **arguments) for _ in range(2))
     both = nl.sweep(NET, pictures(), nl.sgd(), seed=[2, 3], **arguments)
     assert float(one.train_loss[0]) == float(again.train_loss[0]) == float(both.train_loss[1])
+
+
+def test_an_estimate_is_of_the_right_size_and_falls_as_parts_are_finished(data, tmp_path):
+    net = nl.convnet(width=16, depth=3)
+    arguments = dict(lr=[0.01, 0.1], seed=[0, 1], epochs=8, chunk=2)
+    before = nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
+    start = time.perf_counter()
+    nl.sweep(net, data, nl.sgd(), keep=tmp_path, **arguments | dict(seed=[0]))
+    taken = 2 * (time.perf_counter() - start)
+    assert 0.2 < before / taken < 5
+    half = nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments)
+    assert 0.1 < half / before < 2.5
+    nl.sweep(net, data, nl.sgd(), keep=tmp_path, **arguments)
+    assert nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments) == 0
+
+
+@pytest.mark.parametrize(("computes", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_the_fast_precision_of_a_gpu_is_what_it_computes_with(monkeypatch, computes, precision):
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return computes or including_emulation
+
+    monkeypatch.setattr(sweeps, "_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert nl.fast_precision("cuda") == precision
+    assert asked == [False]
+    assert nl.fast_precision("mps") == "float32"
+
+
+@pytest.mark.parametrize("rule", [nl.nesterov(), nl.adam(), nl.unit_norm(nl.nesterov())], ids=str)
+@pytest.mark.parametrize("net", [nl.convnet(width=4), nl.mlp(width=4)], ids=["convnet", "mlp"])
+def test_training_mixes_no_devices(monkeypatch, net, rule):
+    """On `meta`, which holds no numbers: an operation between devices would be refused."""
+    plan = sweeps.plan(
+        net=net, data=pictures(), rule=rule, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
+        batch_size=50, scale=[1.0, 2.0], augment=nl.flip_and_shift(), every=1,
+    )  # fmt: skip
+    plan = dataclasses.replace(plan, device=torch.device("meta"))
+    monkeypatch.setattr(nl.Dataset, "__post_init__", lambda self: None)  # it looks at the numbers
+    monkeypatch.setattr(sweeps._Traces, "arrays", lambda self: self.values)
+    traces = sweeps._train(plan, sweeps._Part(0, 0, 4), lambda: None, stop=3)
+    assert {values.device.type for values in traces.values()} == {"meta"}
 
 
 def test_results_survive_a_netcdf_file(data, tmp_path):

@@ -5,9 +5,11 @@ specification they were made from. `python -m normlib.recordings` makes what is 
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import xarray as xr
 
 from normlib import datasets, images, nets, parts, rules, sweeps
@@ -170,6 +172,44 @@ DEFINITIONS = {
 }
 
 
+# On the published images, whole, for a CUDA device; `recorded` finds those that somebody ran.
+FULL_SIZE = {f"full_{name}": name for name in DEFINITIONS if name.startswith("cifar10_")}
+
+
+def full_size(
+    name: str, data: datasets.Dataset | datasets.Identity, **changes: object
+) -> dict[str, object]:
+    """The arguments of `nl.sweep` for a grid of `FULL_SIZE`, on the device that a sweep takes.
+
+    Parameters
+    ----------
+    name : str
+        E.g. ``"full_cifar10_nesterov"``.
+    data : Dataset
+        ``nl.cifar10(root)``.
+    **changes
+        Other arguments of `nl.sweep`.
+
+    Notes
+    -----
+    Settings were chosen without having been run. Chapter 10.
+
+    >>> full_size("full_cifar10_adam", nl.mnist1d())["epochs"]
+    30
+    """
+    if name not in FULL_SIZE:
+        raise ValueError(f'no grid of full size is named "{name}"; there are {_list(FULL_SIZE)}')
+    return DEFINITIONS[FULL_SIZE[name]]() | {
+        "net": nets.convnet(width=64, depth=3, norm="batch"),
+        "data": data,
+        "epochs": 30,
+        "augment": images.flip_and_shift(),
+        "precision": sweeps.fast_precision(),
+        "device": None,
+        **changes,
+    }
+
+
 @dataclass(frozen=True)
 class Recording:
     """A recorded sweep.
@@ -196,7 +236,7 @@ class Recording:
         >>> recording = recorded("nesterov")  # doctest: +SKIP
         >>> recording.rerun(seed=range(3))  # doctest: +SKIP
         """
-        return sweeps.sweep(**with_images(self.definition) | changes)
+        return sweeps.sweep(**with_images(self.definition | changes))
 
 
 def recorded(name: str) -> Recording:
@@ -207,7 +247,7 @@ def recorded(name: str) -> Recording:
     Parameters
     ----------
     name : str
-        One of ``normlib.recordings.DEFINITIONS``.
+        One of ``normlib.recordings.DEFINITIONS``, or of ``FULL_SIZE`` where somebody ran it.
 
     Returns
     -------
@@ -224,25 +264,28 @@ def recorded(name: str) -> Recording:
     -----
     Chapter 04 shows the first ones.
     """
-    definition = _definition(name)
-    if os.environ.get("NORMLIB_RERUN") == "1":
-        return Recording(name, definition, sweeps.sweep(**with_images(definition)), [])
-    plan = sweeps.plan(**definition)
-    spec, found = plan.spec, []
+    if name not in FULL_SIZE:
+        definition = _definition(name)
+        if os.environ.get("NORMLIB_RERUN") == "1":
+            return Recording(name, definition, sweeps.sweep(**with_images(definition)), [])
+    found = []
     for path in sorted((FOLDER / name).glob("*.npz")):
         try:
-            arrays, about = parts.read(path)
+            found.append(parts.read(path))
         except ValueError as error:
             raise RuntimeError(f'recording "{name}": {error}') from None
-        if about["spec"] != spec:
-            raise RuntimeError(
-                f'recording "{name}" was made from another specification than its definition '
-                "has now; make it again with: python -m normlib.recordings"
-            )
-        found.append((arrays, about))
     if not found:
+        make = "make gpu, on a CUDA device" if name in FULL_SIZE else "python -m normlib.recordings"
+        raise RuntimeError(f'recording "{name}" has no parts; make it: {make}')
+    if name in FULL_SIZE:
+        definition, plan = _as_it_was_run(name, found[0][1]["settings"])
+    else:
+        plan = sweeps.plan(**definition)
+    spec = plan.spec
+    if any(about["spec"] != spec for _, about in found):
         raise RuntimeError(
-            f'recording "{name}" has no parts; make it: python -m normlib.recordings'
+            f'recording "{name}" was made from another specification than its definition '
+            "has now; make it again with: python -m normlib.recordings"
         )
     runs = sweeps.assemble(plan, found)
     keys = ("device", "threads", "torch", "numpy", "python", "machine", "date", "seconds")
@@ -252,10 +295,31 @@ def recorded(name: str) -> Recording:
     return Recording(name, definition, runs, provenance)
 
 
+def _as_it_was_run(name: str, settings: dict) -> tuple[dict[str, object], sweeps._Plan]:
+    """Definition and plan of a grid of full size, on whatever machine they are read.
+
+    Images, device and precision are those of the machine that ran it.
+    """
+    device = settings["device"]
+    definition = full_size(
+        name,
+        datasets.Identity.of(settings["data"]),
+        precision=settings["precision"],
+        device=device,
+    )
+    plan = sweeps.plan(**definition | {"device": "cpu"})  # this machine may lack that device
+    return definition, replace(plan, device=torch.device(device))
+
+
 def _definition(name: str) -> dict[str, object]:
     if name not in DEFINITIONS:
-        raise ValueError(f'no recording is named "{name}"; there are {", ".join(DEFINITIONS)}')
+        known = _list({**DEFINITIONS, **FULL_SIZE})
+        raise ValueError(f'no recording is named "{name}"; there are {known}')
     return DEFINITIONS[name]()
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def record(name: str) -> None:
@@ -273,8 +337,10 @@ def with_images(definition: dict[str, object]) -> dict[str, object]:
         name the folder that holds them.
     """
     wanted = definition["data"]
-    if isinstance(wanted, datasets.Dataset):
+    if not isinstance(wanted, datasets.Identity):
         return definition
+    if wanted != CIFAR10_JPEG:
+        raise ValueError(f'the images of "{wanted.source}" are not shipped: give data=…')
     folder = os.environ.get("NORMLIB_CIFAR10")
     if not folder:
         raise ValueError(
