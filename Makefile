@@ -5,6 +5,7 @@
 # make notebooks   run every chapter in place, and write the claims page
 # make claims write book/claims.md from the chapters' outputs
 # make bench  measure the speed, and write book/performance.md (about ten minutes)
+# make gpu    run every chapter on a CUDA device, chapter 10 at full size (not yet run by anyone)
 # make clean  remove what was built; the environment stays
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
@@ -15,7 +16,7 @@ CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: book html serve test notebooks claims lint unit nbval pages bench clean env
+.PHONY: book html serve test notebooks claims lint unit nbval pages bench gpu clean env
 .DEFAULT_GOAL := book
 .NOTPARALLEL:
 
@@ -63,10 +64,12 @@ lint: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --ignore tests/built
 
+# Without images and without a GPU, as the committed outputs were made.
 # One thread each, side by side; the checks leave their values where tests/built finds them.
 nbval: $(READY)
 	rm -rf _build/checks
-	OMP_NUM_THREADS=1 NORMLIB_CHECKS=$(CURDIR)/_build/checks $(BIN)/python -m pytest \
+	env -u NORMLIB_CIFAR10 NORMLIB_SIZE=laptop \
+	  OMP_NUM_THREADS=1 NORMLIB_CHECKS=$(CURDIR)/_build/checks $(BIN)/python -m pytest \
 	  -n $(JOBS) --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600 \
 	  --nbval-sanitize-with tests/nbval.cfg notebooks
 
@@ -78,6 +81,14 @@ pages: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tools/bench.py --write
+
+# The chapters go to _build/fresh; what chapter 10 finishes is kept as recordings, part by part.
+gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit( \
+	  "make gpu: torch sees no CUDA device; the chapters run without one: make book")'
+	NORMLIB_SIZE=gpu NORMLIB_KEEP=$(CURDIR)/normlib/recordings \
+	  $(BIN)/python tools/notebooks.py --into _build/fresh
+	@echo "chapters with outputs: _build/fresh/notebooks; recordings: git status normlib/recordings"
 
 clean:
 	rm -rf _build dist

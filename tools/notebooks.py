@@ -25,7 +25,7 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
         notebook,
-        timeout=1200,
+        timeout=None if os.environ.get("NORMLIB_SIZE") == "gpu" else 1200,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
