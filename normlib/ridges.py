@@ -67,7 +67,8 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
     Raises
     ------
     ValueError
-        If dimensions are missing, or fewer than ``degree + 4`` cells are left for a seed.
+        If dimensions are missing, fewer than ``degree + 4`` cells are left for a seed, or all of
+        them score the same.
 
     Notes
     -----
@@ -99,6 +100,10 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
                 f"at least {degree + 4} are needed"
             )
         fit = tuple(array.isel(one).values[keep] for array in (x, y, score))
+        if np.ptp(fit[2]) == 0:
+            raise ValueError(
+                "score is the same in all usable cells of a seed: it depends on nothing"
+            )
         values = np.array([_r2(*fit, direction, degree) for direction in _DIRECTIONS])
         fits.append(fit)
         best.append((_DIRECTIONS[values.argmax()], values.max()))

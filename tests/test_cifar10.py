@@ -39,17 +39,17 @@ def chapter(monkeypatch, tmp_path, capsys):
     return run
 
 
-def noise(count, side=8, source="CIFAR-10"):
-    images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+def noise(count):
+    images = torch.randn(2 * count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(count) % 10
-    return nl.Dataset(images, labels, images[:100], labels[:100], 10, source)
+    return nl.Dataset(images[:count], labels, images[count:], labels, 10, "CIFAR-10")
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """As if torch saw a CUDA device, on which sweeps then run as on the CPU, at a small size."""
     full = recordings.full_size
-    small = dict(net=nl.convnet(width=2, depth=1), epochs=10, batch_size=50, every=1, seed=[0, 1])
+    small = dict(net=nl.convnet(width=8, depth=1), epochs=10, batch_size=50, every=1, seed=[0, 1])
     rates, decays = np.geomspace(1e-3, 3, 5), np.geomspace(1e-3, 3, 9)
     grid = dict(lr=rates, weight_decay=decays, device="cpu", chunk=32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

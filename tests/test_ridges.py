@@ -82,6 +82,7 @@ def test_cells_that_diverged_or_are_masked_do_not_count():
         (grid(1.0).isel(lr=0), "lr and weight_decay"),
         (grid(1.0).rename(seed="run"), "may have seed"),
         (grid(1.0).isel(lr=slice(1), weight_decay=slice(7)), "too few"),
+        (0 * grid(1.0), "the same"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(score, message):
