@@ -203,6 +203,8 @@ def test_full_size_differs_from_its_recording_only_where_it_says_so(data):
 def test_an_unknown_recording_is_named():
     with pytest.raises(ValueError, match="nesterof"):
         nl.recorded("nesterof")
+    with pytest.raises(ValueError, match="make gpu"):
+        recordings.record("full_cifar10_adam")
 
 
 def test_rerun_computes_with_changes(monkeypatch):

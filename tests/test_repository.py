@@ -110,7 +110,21 @@ def test_every_public_name_is_documented():
 
 def test_workflows_parse_and_say_that_they_have_not_run():
     workflows = [name for name in FILES if name.startswith(".github/workflows/")]
-    assert {name.split("/")[-1] for name in workflows} >= {"test.yml", "pages.yml", "colab.yml"}
+    assert {name.split("/")[-1] for name in workflows} >= {
+        "test.yml",
+        "pages.yml",
+        "colab.yml",
+        "release.yml",
+    }
     for name in workflows:
         assert yaml.safe_load(text(name))["jobs"]
         assert "has not run yet" in text(name)
+
+
+def test_no_code_names_a_certain_gpu():
+    """``cuda`` is the device that the reader chose; a number after it would be another's."""
+    for name in FILES:
+        if name.startswith(("normlib/", "notebooks/", "tools/")) and name.endswith(
+            (".py", ".ipynb")
+        ):
+            assert not re.search(r"cuda:\d|\.cuda\(", text(name)), name

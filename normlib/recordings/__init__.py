@@ -4,6 +4,7 @@
 specification they were made from. `python -m normlib.recordings` makes what is missing.
 """
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -312,8 +313,10 @@ def _as_it_was_run(name: str, settings: dict) -> tuple[dict[str, object], sweeps
 
 
 def _definition(name: str) -> dict[str, object]:
+    if name in FULL_SIZE:
+        raise ValueError(f'"{name}" is made by chapter 10 on a CUDA device: make gpu')
     if name not in DEFINITIONS:
-        known = _list({**DEFINITIONS, **FULL_SIZE})
+        known = _list([*DEFINITIONS, *FULL_SIZE])
         raise ValueError(f'no recording is named "{name}"; there are {known}')
     return DEFINITIONS[name]()
 
@@ -347,9 +350,14 @@ def with_images(definition: dict[str, object]) -> dict[str, object]:
             f'the images of "{wanted.source}" are not shipped; let the environment variable '
             "NORMLIB_CIFAR10 name the folder that holds them, as train/<class>/ and test/<class>/"
         )
-    data = images.image_folder(folder, source="CIFAR-10, a JPEG copy").balanced(1000)
+    data = _jpeg_copy(folder)
     if data.identity != wanted:
         raise ValueError(
             f'NORMLIB_CIFAR10: the images in {folder} are not those of "{wanted.source}"'
         )
     return definition | {"data": data}
+
+
+@functools.lru_cache(maxsize=1)
+def _jpeg_copy(folder: str) -> datasets.Dataset:
+    return images.image_folder(folder, source="CIFAR-10, a JPEG copy").balanced(1000)
