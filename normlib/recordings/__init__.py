@@ -106,7 +106,9 @@ def _first_steps(factor: float) -> dict[str, object]:
     )
 
 
-def _cifar10(rule: rules.Rule, lr: list[float], weight_decay: list[float]) -> dict[str, object]:
+def _cifar10(
+    rule: rules.Rule, lr: list[float], weight_decay: list[float], seeds: int = 3
+) -> dict[str, object]:
     """What the grids of CIFAR-10 share; γ, β and the head at a learning rate of their own."""
     return _grid(
         rule,
@@ -115,7 +117,7 @@ def _cifar10(rule: rules.Rule, lr: list[float], weight_decay: list[float]) -> di
         lr=lr,
         weight_decay=weight_decay,
         lr_other=0.003 if rule.name == "adam" else 0.05,
-        seed=range(3),
+        seed=range(seeds),
         epochs=10,
     )
 
@@ -159,6 +161,7 @@ DEFINITIONS = {
         rules.nesterov(0.9),
         lr=[0.01, 0.03, 0.1, 0.3, 1],
         weight_decay=[0, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1],
+        seeds=5,
     ),
     "cifar10_adam": lambda: _cifar10(
         rules.adam(),
