@@ -4,6 +4,7 @@
 specification they were made from. `python -m normlib.recordings` makes what is missing.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterable
@@ -181,7 +182,10 @@ FULL_SIZE = {f"full_{name}": name for name in DEFINITIONS if name.startswith("ci
 
 
 def full_size(
-    name: str, data: datasets.Dataset | datasets.Identity, **changes: object
+    name: str,
+    data: datasets.Dataset | datasets.Identity,
+    keep: str | Path | None = None,
+    **changes: object,
 ) -> dict[str, object]:
     """The arguments of `nl.sweep` for a grid of `FULL_SIZE`, on the device that a sweep takes.
 
@@ -189,10 +193,22 @@ def full_size(
     ----------
     name : str
         E.g. ``"full_cifar10_nesterov"``.
-    data : Dataset
+    data : Dataset or Identity
         ``nl.cifar10(root)``.
+    keep : str, Path or None
+        The sweep's folder. If parts are there, they decide the precision: the next device may
+        compute fastest with another.
     **changes
         Other arguments of `nl.sweep`.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
 
     Notes
     -----
@@ -208,10 +224,19 @@ def full_size(
         "data": data,
         "epochs": 30,
         "augment": images.flip_and_shift(),
-        "precision": sweeps.fast_precision(),
+        "precision": _precision_of(keep) or sweeps.fast_precision(),
         "device": None,
+        "keep": keep,
         **changes,
     }
+
+
+def _precision_of(folder: str | Path | None) -> str | None:
+    """That of the first whole part in a folder."""
+    for path in sorted(Path(folder).glob("seed*.npz")) if folder else ():
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            return parts.read(path)[1]["settings"]["precision"]
+    return None
 
 
 @dataclass(frozen=True)
@@ -278,8 +303,8 @@ def recorded(name: str) -> Recording:
             found.append(parts.read(path))
         except ValueError as error:
             raise RuntimeError(f'recording "{name}": {error}') from None
+    make = "make gpu, on a CUDA device" if name in FULL_SIZE else "python -m normlib.recordings"
     if not found:
-        make = "make gpu, on a CUDA device" if name in FULL_SIZE else "python -m normlib.recordings"
         raise RuntimeError(f'recording "{name}" has no parts; make it: {make}')
     if name in FULL_SIZE:
         definition, plan = _as_it_was_run(name, found[0][1]["settings"])
@@ -288,8 +313,8 @@ def recorded(name: str) -> Recording:
     spec = plan.spec
     if any(about["spec"] != spec for _, about in found):
         raise RuntimeError(
-            f'recording "{name}" was made from another specification than its definition '
-            "has now; make it again with: python -m normlib.recordings"
+            f'recording "{name}" has parts of another specification than its definition has now; '
+            f"remove them and make it again: {make}"
         )
     runs = sweeps.assemble(plan, found)
     keys = ("device", "threads", "torch", "numpy", "python", "machine", "date", "seconds")
