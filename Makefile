@@ -35,7 +35,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 book: $(READY)
-	@$(BIN)/python tools/notebooks.py --into _build/fresh
+	@NORMLIB_SIZE=laptop $(BIN)/python tools/notebooks.py --into _build/fresh
 	@$(BIN)/python tools/claims.py --book _build/fresh
 	@rm -rf _build/html _build/.doctrees
 	@$(BIN)/jupyter-book build _build/fresh --path-output . -W -n --keep-going -q
@@ -49,7 +49,7 @@ serve: html
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
 notebooks: $(READY)
-	@$(BIN)/python tools/notebooks.py
+	@env -u NORMLIB_CIFAR10 NORMLIB_SIZE=laptop $(BIN)/python tools/notebooks.py
 	@$(BIN)/python tools/claims.py
 
 claims: $(READY)
@@ -86,7 +86,7 @@ bench: $(READY)
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit( \
 	  "make gpu: torch sees no CUDA device; the chapters run without one: make book")'
-	NORMLIB_SIZE=gpu NORMLIB_KEEP=$(CURDIR)/normlib/recordings \
+	NORMLIB_SIZE=gpu NORMLIB_KEEP=$(CURDIR)/normlib/recordings NORMLIB_DATA=$(CURDIR)/_build/data \
 	  $(BIN)/python tools/notebooks.py --into _build/fresh
 	@echo "chapters with outputs: _build/fresh/notebooks; recordings: git status normlib/recordings"
 

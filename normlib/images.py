@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def cifar10(root: str | Path, download: bool = True) -> Dataset:
 
     >>> data = cifar10("data")  # doctest: +SKIP
     """
-    folder = Path(root)
+    folder = _path("root", root)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"root must be a folder, but {folder} is a file")
     vision = _torchvision()
@@ -120,9 +121,9 @@ def cifar10(root: str | Path, download: bool = True) -> Dataset:
             arrays[split] = images, torch.tensor(read.targets)
     except (OSError, RuntimeError, EOFError) as error:
         todo = (
-            "look at the network, or put cifar-10-python.tar.gz there"
+            "is there a network? Or put cifar-10-python.tar.gz there"
             if download
-            else "call it with download=True, or put cifar-10-python.tar.gz there"
+            else "call it with download=True, or put the folder cifar-10-batches-py there"
         )
         raise RuntimeError(f"CIFAR-10 could not be read from {folder} ({error}); {todo}") from None
     return _dataset(arrays, 10, "CIFAR-10")
@@ -167,7 +168,7 @@ def image_folder(
     ...
     ValueError: there is no folder nowhere
     """
-    root = Path(path)
+    root = _path("path", path)
     if not root.is_dir():
         raise ValueError(f"{root} is a file, not a folder" if root.exists()
                          else f"there is no folder {root}")  # fmt: skip
@@ -195,11 +196,22 @@ def image_folder(
     return _dataset(arrays, len(names), source or f"images in {root.resolve().name}")
 
 
-def _torchvision():
+def _path(name: str, value: str | Path) -> Path:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{name} must be the path of a folder, got {value!r}")
+    return Path(value)
+
+
+def _torchvision() -> ModuleType:
     try:
         import torchvision  # an extra: only this needs it
     except ImportError:
         raise RuntimeError("reading images needs torchvision: pip install torchvision") from None
+    except (RuntimeError, AttributeError, OSError) as error:
+        raise RuntimeError(
+            f"torchvision does not fit torch {torch.__version__} ({error}); install the one that "
+            "was made for it"
+        ) from None
     return torchvision
 
 
@@ -216,7 +228,8 @@ def _classes(root: Path) -> list[str]:
         names[split] = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         extensions = _torchvision().datasets.folder.IMG_EXTENSIONS
         for name in names[split]:
-            if not any(f.suffix.lower() in extensions for f in (folder / name).rglob("*")):
+            files = (f for f in (folder / name).rglob("*") if f.suffix.lower() in extensions)
+            if not any(f.is_file() for f in files):
                 raise ValueError(f"class {folder / name} holds no image ({', '.join(extensions)})")
     if not names["train"]:
         raise ValueError(f"{root / 'train'} holds no folder of a class")

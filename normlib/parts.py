@@ -83,19 +83,22 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     return arrays, json.loads(str(arrays.pop("about")))
 
 
-def usable(folder: Path, spec: str) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
+def usable(
+    folder: Path, spec: str, tidy: bool = True
+) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
     """Every part in a folder that is whole and belongs to the specification `spec`.
 
     Other parts are set aside, renamed to end in ``.aside``, with a warning that names them; what a
     killed process left half-written is removed after an hour. Files with other names are not
-    touched.
+    touched; without `tidy` nothing is.
     """
     for path in sorted(folder.iterdir()):
         if not _NAME.fullmatch(path.name):
             continue
         if path.suffix == ".tmp":
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > 3600:  # else its writer may be at work
+                # else its writer may be at work
+                if tidy and time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
             continue
         try:
@@ -105,6 +108,7 @@ def usable(folder: Path, spec: str) -> Iterator[tuple[dict[str, np.ndarray], dic
             problem = str(error)
         if problem is None:
             yield arrays, about
+        if problem is None or not tidy:
             continue
         with contextlib.suppress(OSError):  # in a folder that cannot be written it stays
             os.replace(path, path.with_name(path.name + ".aside"))

@@ -245,19 +245,26 @@ def sweep(
     >>> runs.test_error.dims
     ('lr', 'weight_decay')
     """
-    if isinstance(data, Identity):
-        raise ValueError(
-            f'the images of "{data.source}" are not here, only what identifies them; '
-            "give the data set itself"
-        )
-    if keep is not None and not isinstance(keep, str | Path):
-        raise ValueError(f"keep must be the path of a folder, got {keep!r}")
-    folder = None if keep is None else Path(keep)
     plan = _plan(
         net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
         schedule_other, scale, norms, augment, decay, precision, every, chunk, device,
     )  # fmt: skip
-    return _run(plan, folder, progress)
+    return _run(_trainable(plan), _folder(keep), progress)
+
+
+def _trainable(plan: _Plan) -> _Plan:
+    if isinstance(plan.data, Identity):
+        raise ValueError(
+            f'the images of "{plan.data.source}" are not here, only what identifies them; '
+            "give the data set itself"
+        )
+    return plan
+
+
+def _folder(keep: str | Path | None) -> Path | None:
+    if keep is not None and not isinstance(keep, str | Path):
+        raise ValueError(f"keep must be the path of a folder, got {keep!r}")
+    return None if keep is None else Path(keep)
 
 
 def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
@@ -300,7 +307,14 @@ def plan(*positional: object, **arguments: object) -> _Plan:
 def estimate(*positional: object, keep: str | Path | None = None, **arguments: object) -> float:
     """How long `nl.sweep` would take with the same arguments, from some steps of its first part.
 
-    Parts that are finished in the folder `keep` cost nothing. Nothing is written.
+    Nothing is written, and nothing is set aside.
+
+    Parameters
+    ----------
+    keep : str, Path or None
+        As for `nl.sweep`; parts that are finished there cost nothing.
+    *positional, **arguments
+        All others of `nl.sweep`.
 
     Returns
     -------
@@ -320,7 +334,7 @@ def estimate(*positional: object, keep: str | Path | None = None, **arguments: o
     >>> 0 < seconds < 600
     True
     """
-    todo, found = _resume(plan(*positional, **arguments), None if keep is None else Path(keep))
+    todo, found = _resume(_trainable(plan(*positional, **arguments)), _folder(keep), tidy=False)
     missing = [part for part in _parts(todo) if part not in found]
     if not missing:
         return 0.0
@@ -330,12 +344,11 @@ def estimate(*positional: object, keep: str | Path | None = None, **arguments: o
         _train(todo, missing[0], lambda: None, stop=steps)
         return time.perf_counter() - start
 
-    few = min(5, todo.steps)
-    many = min(25, todo.steps)
+    few, many = min(5, todo.steps), min(25, todo.steps)
     with _memory_kept(todo.device), _threads(todo.threads):
-        start = seconds(few)  # with what happens once, such as a library's choice of algorithms
-        start = min(start, seconds(few))
-        step = max(seconds(many) - start, 0.0) / max(many - few, 1) or start / few
+        seconds(few)  # what happens once, such as a library's choice of algorithms
+        start = seconds(few)
+        step = start / few if many == few else max(seconds(many) - start, 0.0) / (many - few)
     # An image that is only looked at costs about a third of one that is trained on.
     looks = sum(math.ceil(size / todo.batch_size) for size in todo.data.sizes) / 3
     return len(missing) * step * (todo.steps + looks)
@@ -672,14 +685,14 @@ def _side_by_side(plan: _Plan) -> int:
     return 32 if math.prod(plan.data.shape) <= 256 else 4
 
 
-def _resume(plan: _Plan, folder: Path | None) -> tuple[_Plan, dict[_Part, dict]]:
+def _resume(plan: _Plan, folder: Path | None, tidy: bool = True) -> tuple[_Plan, dict[_Part, dict]]:
     """The plan with the chunk and threads it was begun with, and the results kept so far."""
     if folder is None or not folder.exists():
         return plan, {}
     if not folder.is_dir():
         raise ValueError(f"keep must be a folder, but {folder} is a file")
     found, begun = {}, None
-    for arrays, about in parts.usable(folder, plan.spec):
+    for arrays, about in parts.usable(folder, plan.spec, tidy):
         found[_Part.of(about)] = arrays
         begun = about
     if begun is None:

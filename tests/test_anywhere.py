@@ -78,8 +78,9 @@ class Elsewhere:
             shutil.copy(chapter, self.notebooks)
         hidden = ("PYTHONPATH", "NORMLIB_CIFAR10", "PYTEST_VERSION", "PYTEST_CURRENT_TEST")
         kept = {name: value for name, value in os.environ.items() if name not in hidden}
-        self.environment = kept | OFFLINE | {"NORMLIB_SOURCE": source, "NORMLIB_PROGRESS": "0",
-                                             "OMP_NUM_THREADS": "1"}  # fmt: skip
+        self.environment = kept | OFFLINE
+        self.environment |= {"NORMLIB_SOURCE": source, "NORMLIB_SIZE": "laptop"}
+        self.environment |= {"NORMLIB_PROGRESS": "0", "OMP_NUM_THREADS": "1"}
         self.before = self.versions()
 
     def run(self, *arguments: str) -> str:
@@ -137,18 +138,21 @@ def cell(monkeypatch, tmp_path):
 
     def pip(command, **_):
         installed.append(command)
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", pip)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    missing, find = {"normlib"}, importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find(name)
+    )
     monkeypatch.delenv("NORMLIB_SOURCE", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    return lambda: exec(source, {}), installed
+    return lambda: exec(source, {}), installed, missing
 
 
 def test_it_installs_the_books_version_and_holds_torch_and_numpy(cell):
-    run, installed = cell
+    run, installed, _ = cell
     run()
     (command,) = installed
     assert f"@v{normlib.__version__}" in command[5]
@@ -156,42 +160,59 @@ def test_it_installs_the_books_version_and_holds_torch_and_numpy(cell):
     assert command[6:] == versions
 
 
-def test_it_installs_nothing_where_normlib_is(cell, monkeypatch):
-    run, installed = cell
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+def test_it_installs_nothing_where_normlib_is(cell):
+    run, installed, missing = cell
+    missing.clear()
     run()
     assert installed == []
 
 
 def test_it_uses_a_checkout_that_is_not_installed(cell, monkeypatch):
-    run, installed = cell
+    run, installed, _ = cell
     monkeypatch.chdir(ROOT / "notebooks")
     run()
     assert installed == []
     assert sys.path[0] == str(ROOT)
 
 
+def test_it_installs_torch_and_numpy_where_they_are_missing(cell):
+    run, installed, missing = cell
+    missing |= {"torch", "numpy"}
+    run()
+    assert len(installed[0]) == 6
+
+
 @pytest.mark.parametrize(
-    ("version", "enough"),
-    [("2.5.1+cu121", False), ("2.6.0", True), ("2.10.0a0+git1", True), ("1.13.1", False)],
+    ("name", "version", "enough"),
+    [
+        ("torch", "2.5.1+cu121", False),
+        ("torch", "2.6.0", True),
+        ("torch", "2.10.0a0+git1", True),
+        ("numpy", "1.26.4", False),
+        ("numpy", "2.0.2", True),
+    ],
 )
-def test_a_torch_that_is_too_old_is_said(cell, monkeypatch, version, enough):
-    run, installed = cell
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    expected = pytest.raises(RuntimeError, match=r"needs torch 2\.6 or newer, and here is")
-    with contextlib.nullcontext() if enough else expected:
+def test_a_library_that_is_too_old_is_said(cell, monkeypatch, name, version, enough):
+    run, installed, _ = cell
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda asked: version if asked == name else real(asked)
+    )
+    message = rf"needs {name} 2\.\d or newer, and here is {version[0]}"
+    with contextlib.nullcontext() if enough else pytest.raises(RuntimeError, match=message):
         run()
     assert len(installed) == enough
 
 
-def test_the_oldest_torch_is_that_of_the_package(cell):
+def test_the_oldest_versions_are_those_of_the_package():
     wanted = importlib.metadata.requires("normlib")
-    assert "torch>=2.6" in wanted
-    assert "[2, 6]" in set_up(CHAPTERS[0])
+    assert {"torch>=2.6", "numpy>=2.0"} <= set(wanted)
+    assert '("torch", (2, 6)), ("numpy", (2, 0))' in set_up(CHAPTERS[0])
 
 
 def test_a_failed_installation_is_said(cell, monkeypatch):
-    run, _ = cell
-    monkeypatch.setattr(subprocess, "run", lambda command: SimpleNamespace(returncode=1))
-    with pytest.raises(RuntimeError, match="is there a network"):
+    run, _, _ = cell
+    failed = SimpleNamespace(returncode=1, stderr="no route to host")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: failed)
+    with pytest.raises(RuntimeError, match=r"is there a network.*no route to host"):
         run()

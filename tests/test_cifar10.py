@@ -22,6 +22,7 @@ def chapter(monkeypatch, tmp_path, capsys):
     matplotlib.use("Agg")
     for name in ("NORMLIB_SIZE", "NORMLIB_KEEP", "NORMLIB_DATA", "NORMLIB_CIFAR10"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nl, "style", lambda: None)
     monkeypatch.setattr(nl, "show", lambda figure, alt: matplotlib.pyplot.close(figure))
@@ -46,7 +47,7 @@ def noise(count):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(chapter, monkeypatch):
     """As if torch saw a CUDA device, on which sweeps then run as on the CPU, at a small size."""
     full = recordings.full_size
     small = dict(net=nl.convnet(width=8, depth=1), epochs=10, batch_size=50, every=1, seed=[0, 1])
@@ -57,7 +58,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(
         recordings,
         "full_size",
-        lambda name, data, **changes: full(name, data, **small | grid | changes),
+        lambda name, data, keep=None, **changes: full(name, data, keep, **small | grid | changes),
     )
     monkeypatch.setattr(nl, "cifar10", lambda root: noise(100))
     checked = []
@@ -110,6 +111,17 @@ def test_with_a_gpu_but_no_network_it_shows_the_recordings(chapter, monkeypatch)
     assert "no route to host" in printed
     assert "No CIFAR-10 images here" in printed
     assert "a JPEG copy" in printed
+
+
+def test_make_gpu_fails_where_it_cannot_train(chapter, monkeypatch):
+    def no_network(root):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nl, "cifar10", no_network)
+    monkeypatch.setenv("NORMLIB_SIZE", "gpu")
+    with pytest.raises(RuntimeError, match="no route to host"):
+        chapter(stop="figure, axes")
 
 
 def test_the_small_size_can_be_asked_for_on_a_gpu(chapter, monkeypatch):

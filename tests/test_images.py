@@ -1,5 +1,6 @@
 """Image folders and CIFAR-10 become data sets, and what is wrong with them is named."""
 
+import builtins
 import hashlib
 import os
 import pickle
@@ -171,6 +172,13 @@ def empty_class(folder):
     return "class .*train/dog holds no image"
 
 
+def folder_with_the_name_of_an_image(folder):
+    for path in (folder / "train" / "dog").glob("*.png"):
+        path.unlink()
+        path.mkdir()
+    return "class .*train/dog holds no image"
+
+
 def no_class(folder):
     for split in images.SPLITS:
         shutil.rmtree(folder / split)
@@ -207,12 +215,39 @@ def cut_short(folder):
 
 @pytest.mark.parametrize(
     "damage",
-    [remove_folder, file_instead, remove_split, empty_class, no_class, missing_class,
+    [remove_folder, file_instead, remove_split, empty_class, folder_with_the_name_of_an_image,
+     no_class, missing_class,
      another_size, another_size_in_the_test_set, no_image, cut_short],
 )  # fmt: skip
 def test_what_is_wrong_is_named(folder, damage):
     message = damage(folder)
     with pytest.raises(ValueError, match=message):
+        nl.image_folder(folder)
+
+
+@pytest.mark.parametrize("read", [nl.image_folder, nl.cifar10])
+def test_something_that_is_no_path_is_named(read):
+    with pytest.raises(ValueError, match="must be the path of a folder, got 3"):
+        read(3)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("none"), "pip install torchvision"),
+        (RuntimeError("operator torchvision::nms does not exist"), "does not fit torch"),
+    ],
+)
+def test_a_torchvision_that_is_missing_or_does_not_fit_is_said(folder, monkeypatch, error, message):
+    real = builtins.__import__
+
+    def fail(name, *rest, **keywords):
+        if name == "torchvision":
+            raise error
+        return real(name, *rest, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(RuntimeError, match=message):
         nl.image_folder(folder)
 
 

@@ -150,9 +150,9 @@ def small(monkeypatch):
     """Full size as it would be for a few small pictures: the same code, in seconds."""
     full = recordings.full_size
 
-    def smaller(name, data, **changes):
+    def smaller(name, data, keep=None, **changes):
         sizes = dict(net=nl.convnet(width=2, depth=1), epochs=1, batch_size=10)
-        return full(name, data, **sizes | changes)
+        return full(name, data, keep, **sizes | changes)
 
     monkeypatch.setattr(recordings, "full_size", smaller)
     images = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -163,8 +163,8 @@ def small(monkeypatch):
 def test_what_a_gpu_recorded_is_read_where_neither_gpu_nor_images_are(monkeypatch, tmp_path):
     data, name = small(monkeypatch), "full_cifar10_adam"
     monkeypatch.setattr(recordings, "FOLDER", tmp_path)
-    arguments = recordings.full_size(name, data)
-    runs = nl.sweep(**arguments, keep=tmp_path / name)
+    arguments = recordings.full_size(name, data, tmp_path / name)
+    runs = nl.sweep(**arguments)
     recording = nl.recorded(name)
     assert recording.runs.test_error.equals(runs.test_error)
     assert recording.definition["data"] == data.identity
@@ -184,6 +184,33 @@ def test_what_a_gpu_recorded_is_read_where_neither_gpu_nor_images_are(monkeypatc
             recording.rerun(data=data)
 
 
+def test_a_sweep_goes_on_in_the_precision_that_it_was_begun_with(monkeypatch, tmp_path):
+    """Another device may compute fastest with another."""
+    data, name = small(monkeypatch), "full_cifar10_nesterov"
+    monkeypatch.setattr(sweeps, "fast_precision", lambda: "bfloat16")
+    first = recordings.full_size(name, data, tmp_path)
+    assert first["precision"] == "bfloat16"
+    nl.sweep(**first | {"seed": [0]})
+    monkeypatch.setattr(sweeps, "fast_precision", lambda: "float32")
+    assert recordings.full_size(name, data, tmp_path / "elsewhere")["precision"] == "float32"
+    again = recordings.full_size(name, data, tmp_path)
+    assert again["precision"] == "bfloat16"
+    nl.sweep(**again | {"seed": [0, 1]})
+    assert not list(tmp_path.glob("*.aside"))
+
+
+def test_parts_of_two_specifications_are_refused(monkeypatch, tmp_path):
+    data, name = small(monkeypatch), "full_cifar10_nesterov"
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    arguments = recordings.full_size(name, data, tmp_path / name)
+    nl.sweep(**arguments)
+    nl.sweep(**arguments | {"keep": tmp_path / "other", "epochs": 2})
+    for path in (tmp_path / "other").iterdir():
+        path.rename(tmp_path / name / path.name)
+    with pytest.raises(RuntimeError, match=r"another specification.*make gpu"):
+        nl.recorded(name)
+
+
 def test_full_size_that_nobody_ran_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(recordings, "FOLDER", tmp_path)
     with pytest.raises(RuntimeError, match="make gpu"):
@@ -194,7 +221,7 @@ def test_full_size_differs_from_its_recording_only_where_it_says_so(data):
     for name, base in recordings.FULL_SIZE.items():
         full, recorded = recordings.full_size(name, data), recordings.DEFINITIONS[base]()
         changed = {key for key in full if repr(full[key]) != repr(recorded.get(key, "nothing"))}
-        assert changed == {"net", "data", "epochs", "augment", "precision", "device"}
+        assert changed == {"net", "data", "epochs", "augment", "precision", "device", "keep"}
         assert sweeps.plan(**full).steps == 30 * 40
     with pytest.raises(ValueError, match="full_cifar10_adam"):
         recordings.full_size("adam", data)

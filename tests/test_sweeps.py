@@ -360,6 +360,24 @@ def test_an_estimate_is_of_the_right_size_and_falls_as_parts_are_finished(data, 
     assert nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments) == 0
 
 
+def test_an_estimate_changes_nothing_in_the_folder(data, tmp_path):
+    nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1, keep=tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    nl.estimate(NET, data, nl.sgd(), lr=0.2, epochs=1, keep=tmp_path)  # another sweep
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [("keep", dict(keep=3)), ("not here", dict(data=nl.mnist1d().identity)), ("lr", dict(lr=-1))],
+)
+def test_an_estimate_refuses_what_a_sweep_refuses(data, message, wrong):
+    arguments = dict(net=NET, data=data, rule=nl.sgd(), lr=0.1) | wrong
+    for function in (nl.sweep, nl.estimate):
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
+
+
 @pytest.mark.parametrize(("computes", "precision"), [(True, "bfloat16"), (False, "float32")])
 def test_the_fast_precision_of_a_gpu_is_what_it_computes_with(monkeypatch, computes, precision):
     asked = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks")
@@ -84,16 +84,20 @@ def main() -> int:
             print(f"no such chapter: {', '.join(sorted(unknown))}", file=sys.stderr)
             return 2
         paths = [p for p in paths if p.stem in arguments.chapters]
+    failed = []
     for i, path in enumerate(paths, start=1):
         print(f"[{i}/{len(paths)}] {path.stem} … ", end="", flush=True)
         start = time.perf_counter()
         try:
             execute(path)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError) as error:
             print(f"failed after {time.perf_counter() - start:.0f} s\n{error}")
-            return 1
-        print(f"{time.perf_counter() - start:.0f} s")
-    return 0
+            failed.append(path.stem)
+        else:
+            print(f"{time.perf_counter() - start:.0f} s")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return bool(failed)
 
 
 if __name__ == "__main__":
