@@ -1,6 +1,5 @@
 """CIFAR-10, image folders and augmentation. Knows files and torchvision, nothing of networks."""
 
-import contextlib
 import hashlib
 import os
 import warnings
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from normlib import parts
 from normlib.datasets import Dataset
 
 SPLITS = ("train", "test")
@@ -286,15 +286,10 @@ def _kept(path: Path, listing: str) -> dict[str, np.ndarray] | None:
 
 
 def _keep(path: Path, listing: str, decoded: dict[str, np.ndarray]) -> None:
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with parts.whole(path, f".{os.getpid()}.tmp") as file:
             np.savez(file, listing=np.array(listing), **decoded)
-        os.replace(unfinished, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         warnings.warn(
             f"decoded images could not be kept in {path.parent} ({error}); they will be decoded "
             "again next time",

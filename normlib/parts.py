@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -53,18 +54,39 @@ def write(folder: Path, label: str, arrays: Mapping[str, np.ndarray], about: Map
     np.savez_compressed(buffer, about=np.array(json.dumps(about)), **arrays)
     content = buffer.getvalue()
     path = folder / f"{label}.{hashlib.sha256(content).hexdigest()[:16]}.npz"
-    unfinished = folder / f"{path.name}.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
+        file.write(content)
+    return path
+
+
+@contextlib.contextmanager
+def whole(path: Path, unfinished: str = ".tmp") -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path` when all is written, and is removed otherwise.
+
+    Parameters
+    ----------
+    path : Path
+        Its folder is made if it is not there.
+    unfinished : str
+        What follows the name until then. Two processes that may write one file at a time need
+        names of their own.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + unfinished)
     try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        os.replace(temporary, path)
     except BaseException:  # a reader's Ctrl-C too
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return path
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:

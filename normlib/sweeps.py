@@ -355,7 +355,7 @@ def estimate(*positional: object, keep: str | Path | None = None, **arguments: o
 
 
 def fast_precision(device: str | torch.device | None = None) -> str:
-    """ "bfloat16" on a CUDA device that computes with it, else "float32"; for `nl.sweep`.
+    """The precision for speed: bfloat16 where a CUDA device computes with it, else float32.
 
     Parameters
     ----------

@@ -27,6 +27,13 @@ def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
+def noise(train: int, test: int, source: str = "noise") -> nl.Dataset:
+    """Colour images of 8 × 8 pixels with nothing on them, in ten classes."""
+    x = torch.randn(train + test, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(train + test) % 10
+    return nl.Dataset(x[:train], y[:train], x[train:], y[train:], 10, source)
+
+
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
     """What every doctest may use."""

@@ -10,7 +10,7 @@ import torch
 import normlib as nl
 from normlib import recordings, sweeps
 from tests import guards
-from tests.conftest import ROOT, read
+from tests.conftest import ROOT, noise, read
 
 CHAPTER = ROOT / "notebooks" / "10_cifar10.ipynb"
 IMAGES = os.environ.get("NORMLIB_CIFAR10")
@@ -40,12 +40,6 @@ def chapter(monkeypatch, tmp_path, capsys):
     return run
 
 
-def noise(count):
-    images = torch.randn(2 * count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(count) % 10
-    return nl.Dataset(images[:count], labels, images[count:], labels, 10, "CIFAR-10")
-
-
 @pytest.fixture
 def gpu(chapter, monkeypatch):
     """As if torch saw a CUDA device, on which sweeps then run as on the CPU, at a small size."""
@@ -60,7 +54,7 @@ def gpu(chapter, monkeypatch):
         "full_size",
         lambda name, data, keep=None, **changes: full(name, data, keep, **small | grid | changes),
     )
-    monkeypatch.setattr(nl, "cifar10", lambda root: noise(100))
+    monkeypatch.setattr(nl, "cifar10", lambda root: noise(100, 100, "CIFAR-10"))
     checked = []
     monkeypatch.setattr(nl, "check", lambda *a, **k: checked.append((*a[:2], k)))
     return checked

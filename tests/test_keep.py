@@ -16,6 +16,7 @@ import torch
 
 import normlib as nl
 from normlib import parts, sweeps
+from tests.conftest import noise
 
 ARGUMENTS = dict(lr=[0.01, 0.03, 0.1], weight_decay=[0, 1e-2], seed=range(2), epochs=2, chunk=2)
 
@@ -103,9 +104,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(data, whole, tmp_path):
 
 def test_killed_at_30_percent_it_repeats_no_finished_part(tmp_path, trained):
     """Colour images with augmentation, as in chapter 10."""
-    rng = torch.Generator().manual_seed(0)
-    images, labels = torch.randn(600, 3, 8, 8, generator=rng), torch.arange(600) % 10
-    pictures = nl.Dataset(images, labels, images[:100], labels[:100], 10, "noise")
+    pictures = noise(600, 100)
     changes = dict(
         lr=np.geomspace(0.01, 0.1, 10), weight_decay=0.01, seed=0, chunk=1, epochs=4, batch_size=50,
         augment=nl.flip_and_shift(shift=1),

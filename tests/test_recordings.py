@@ -9,7 +9,8 @@ from PIL import Image
 from scipy import stats
 
 import normlib as nl
-from normlib import datasets, parts, recordings, sweeps
+from normlib import parts, recordings, sweeps
+from tests.conftest import noise
 
 NAMES = tuple(recordings.DEFINITIONS)
 CIFAR10 = tuple(name for name in NAMES if name.startswith("cifar10_"))
@@ -155,9 +156,7 @@ def small(monkeypatch):
         return full(name, data, keep, **sizes | changes)
 
     monkeypatch.setattr(recordings, "full_size", smaller)
-    images = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(20) % 10
-    return datasets.Dataset(images, labels, images, labels, 10, "CIFAR-10")
+    return noise(20, 20, "CIFAR-10")
 
 
 def test_what_a_gpu_recorded_is_read_where_neither_gpu_nor_images_are(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import xarray as xr
 import normlib as nl
 from normlib import sweeps
 from tests import reference
+from tests.conftest import noise
 
 NET = nl.convnet(width=4, depth=2)
 
@@ -317,16 +318,9 @@ def test_wrong_norms_are_refused(data, change, message):
         sweeps.plan(data=data, lr=0.1, seed=[0], norms=change(norms), **exact())
 
 
-def pictures(count=200):
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randn(count, 3, 8, 8, generator=rng)
-    labels = torch.arange(count) % 10
-    return nl.Dataset(images, labels, images[:50], labels[:50], 10, "noise")
-
-
 def test_an_augmented_sweep_sees_the_changed_images():
     """Its first loss is that of the changed first batch; cells of one seed see the same."""
-    changes, data = nl.flip_and_shift(shift=2), pictures()
+    changes, data = nl.flip_and_shift(shift=2), noise(200, 50)
     arguments = dict(lr=[0.1, 0.1001], epochs=2, batch_size=50, every=1)
     plain = nl.sweep(NET, data, nl.sgd(), **arguments)
     runs = nl.sweep(NET, data, nl.sgd(), augment=changes, **arguments)
@@ -340,8 +334,8 @@ def test_an_augmented_sweep_sees_the_changed_images():
 
 def test_augmentation_depends_on_the_seed_alone():
     arguments = dict(lr=0.1, epochs=1, batch_size=50, augment=nl.flip_and_shift())
-    one, again = (nl.sweep(NET, pictures(), nl.sgd(), seed=[3], **arguments) for _ in range(2))
-    both = nl.sweep(NET, pictures(), nl.sgd(), seed=[2, 3], **arguments)
+    one, again = (nl.sweep(NET, noise(200, 50), nl.sgd(), seed=[3], **arguments) for _ in range(2))
+    both = nl.sweep(NET, noise(200, 50), nl.sgd(), seed=[2, 3], **arguments)
     assert float(one.train_loss[0]) == float(again.train_loss[0]) == float(both.train_loss[1])
 
 
@@ -399,7 +393,7 @@ def test_the_fast_precision_of_a_gpu_is_what_it_computes_with(monkeypatch, compu
 def test_training_mixes_no_devices(monkeypatch, net, rule):
     """On `meta`, which holds no numbers: an operation between devices would be refused."""
     plan = sweeps.plan(
-        net=net, data=pictures(), rule=rule, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
+        net=net, data=noise(200, 50), rule=rule, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
         batch_size=50, scale=[1.0, 2.0], augment=nl.flip_and_shift(), every=1,
     )  # fmt: skip
     plan = dataclasses.replace(plan, device=torch.device("meta"))
