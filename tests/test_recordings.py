@@ -49,26 +49,51 @@ def cells(runs):
     return [(dict(zip(dims, place, strict=True)), int(runs.seed[0])) for place in places]
 
 
+# The largest relative difference of loss and norms after 1, 10 and 50 steps. Rounding, which is
+# not the same on every processor, is all there is at first (seen: below 2e-6 after one step). Then
+# a ReLU or a maximum goes the other way, sooner or later, and the difference jumps: between two
+# processors up to 2e-3 after 10 steps and 0.13 after 50, on CIFAR-10 in most cells.
+ROUNDING = (2e-5, 2e-2, 0.3)
+UNMOVED = 1e-3  # after 10 steps, in a cell where no jump was large; one of three must be such
+
+
+def difference(now, then):
+    """Relative difference of two fingerprints at each early step: loss or norms, the larger."""
+    loss, norm = (np.abs(now[name] / then[name] - 1) for name in ("early_loss", "early_norm"))
+    return np.maximum(loss, norm.max("layer"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_cells_start_as_they_would_now(name):
-    """Loss and norms after 1, 10 and 50 steps: the same data, network, rule and order.
-
-    After 50 steps rounding can have led one of the cells elsewhere (seen: 1e-7 after 10 steps,
-    9 % after 50, at lr 0.1), so there all but one must agree.
-    """
+    """The same data, network, rule and order, as far as rounding lets one see."""
     recording = nl.recorded(name)
     plan = sweeps.plan(**trainable(recording) | {"chunk": 1})
-    late = []
+    differences = []
     for place, seed in cells(recording.runs):
         shape = [recording.runs.sizes[dim] for dim in place]
         cell = int(np.ravel_multi_index(tuple(place.values()), shape)) if place else 0
-        now = sweeps._train(plan, sweeps._Part(seed, cell, cell + 1), lambda: None, stop=51)
+        trained = sweeps._train(plan, sweeps._Part(seed, cell, cell + 1), lambda: None, stop=51)
         then = recording.runs.isel(place).sel(seed=seed)
-        loss = np.abs(now["early_loss"][0] / then.early_loss.values - 1)
-        norm = np.abs(now["early_norm"][0] / then.early_norm.values - 1).max(0)
-        assert max(*loss[:2], *norm[:2]) < 1e-4
-        late.append(max(loss[2], norm[2]))
-    assert sorted(late)[-2] < 1e-4
+        now = {
+            name: then[name].copy(data=trained[name][0]) for name in ("early_loss", "early_norm")
+        }
+        differences.append(difference(now, then).values)
+    assert (np.array(differences) <= ROUNDING).all(), differences
+    assert min(after_ten for _, after_ten, _ in differences) <= UNMOVED, differences
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_rate_or_seed_starts_differently(name):
+    """The fingerprint does tell cells apart."""
+    runs = nl.recorded(name).runs
+    dims = [dim for dim in ("lr", "seed") if runs.sizes.get(dim, 1) > 1]
+    assert dims
+    for dim in dims:
+        first, second = runs.isel({dim: slice(-1)}), runs.isel({dim: slice(1, None)})
+        apart = difference(first, second.assign_coords({dim: first[dim]})).isel(early=slice(2))
+        typical = apart.median([other for other in apart.dims if other != "early"]).values
+        assert typical[0] > 10 * ROUNDING[0]
+        assert typical[1] > 5 * UNMOVED
 
 
 # One of the three on CIFAR-10: a cell of them takes half a minute.
@@ -89,13 +114,6 @@ def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
     spread = float(recorded.std("seed", ddof=1)) * (1 + 1 / seeds) ** 0.5
     reach = stats.t.ppf(0.995, seeds - 1) * spread + 0.1
     assert abs(100 * float(now.test_error) - float(recorded.mean())) <= reach
-
-
-def test_another_rate_starts_differently():
-    """The fingerprint does tell cells apart."""
-    runs = nl.recorded(NAMES[0]).runs.isel(seed=0, weight_decay=2)
-    first, second = runs.early_norm.isel(lr=1), runs.early_norm.isel(lr=2)
-    assert float(abs(first / second - 1).isel(early=-1).min()) > 1e-3
 
 
 def test_a_changed_definition_is_refused(monkeypatch):
