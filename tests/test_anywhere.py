@@ -86,7 +86,12 @@ class Elsewhere:
         return {item["name"].lower(): item["version"] for item in listed}
 
     def execute(self, chapter: str) -> None:
-        self.run("-c", "from nbclient.cli import main; main()", f"{chapter}.ipynb")
+        """Run a chapter as the book does; the repository is on the path of the runner alone."""
+        runner = (
+            "import pathlib, sys; sys.path.append(sys.argv[1]); from tools.notebooks import execute"
+            "; execute(pathlib.Path(sys.argv[2]).resolve())"
+        )
+        self.run("-c", runner, str(ROOT), f"{chapter}.ipynb")
 
     def assert_that_normlib_alone_was_installed(self) -> None:
         assert "normlib" not in self.before

@@ -20,10 +20,22 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("_config.yml", "_toc.yml", "book", "notebooks")
 
 
+class Client(NotebookClient):
+    """Runs cells, and is no front end: it does not answer widgets.
+
+    nbclient's stand-in for an output widget writes to the socket on which its own loop waits for
+    the reply to a cell; now and then the loop then sleeps though the reply is there, for ever
+    (github.com/jupyter/nbclient/issues/312).
+    """
+
+    def on_comm_open_jupyter_widget(self, msg: dict) -> None:
+        return None
+
+
 def execute(path: Path) -> None:
     """Run one notebook and write it back; a failure leaves the file as it was."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
+    Client(
         notebook,
         timeout=None if os.environ.get("NORMLIB_SIZE") == "gpu" else 1200,
         kernel_name="python3",
