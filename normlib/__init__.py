@@ -7,7 +7,7 @@ from normlib.images import cifar10, flip_and_shift, image_folder
 from normlib.invariance import euler, rescaled
 from normlib.nets import convnet, mlp
 from normlib.recordings import Recording, recorded
-from normlib.ridges import Ridge, ridge
+from normlib.ridges import Ridge, arrived, ridge
 from normlib.rules import (
     adadelta,
     adagrad,
@@ -36,6 +36,7 @@ __all__ = [
     "adagrad",
     "adam",
     "adamw",
+    "arrived",
     "audit",
     "check",
     "cifar10",

@@ -1,5 +1,5 @@
-"""The ridge of a grid: along which lines of (lr, weight_decay) results are equal. Knows least
-squares only; nothing of training.
+"""Reads grids: which cells reached their equilibrium, and along which lines of (lr, weight_decay)
+results are equal. Knows least squares and what a rule's theory says; nothing of training.
 """
 
 import math
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
+
+from normlib.rules import Rule
 
 _DIRECTIONS = np.linspace(-math.pi / 2, math.pi / 2, 721)[1:]  # a quarter of a degree apart
 
@@ -116,6 +118,59 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
         tuple(fits),
         degree,
     )
+
+
+def arrived(runs: xr.Dataset, rule: Rule, times: float = 3.0) -> xr.DataArray:
+    """Cells of a sweep in which every layer had time to reach its equilibrium.
+
+    Parameters
+    ----------
+    runs : Dataset
+        What ``nl.sweep`` returned, or a recording's ``runs``. The learning rate should be constant
+        for most of the training; gradients are taken from the traces between 40 and 70 % of it.
+    rule : Rule
+        The rule of that sweep.
+    times : float
+        How many relaxation times (``rule.theory.relaxation_time``) a cell must have run for.
+
+    Returns
+    -------
+    DataArray of bool
+        Over the grid and the seed. Cells without decay never arrive.
+
+    Raises
+    ------
+    ValueError
+        If the rule's relaxation time is not known, or needs gradients and `runs` has no trace of
+        them in the middle of the training.
+
+    Notes
+    -----
+    Chapters 04, 05 and 10.
+
+    >>> runs = nl.sweep(
+    ...     nl.convnet(width=4), nl.mnist1d(), nl.sgd(),
+    ...     lr=0.1, weight_decay=[0.01, 3], epochs=1, every=20,
+    ... )
+    >>> arrived(runs, nl.sgd()).values
+    array([False,  True])
+    """
+    theory, steps = rule.theory, runs.attrs["steps"]
+    if math.isnan(theory.relaxation_time(1.0, 1.0, 1.0, 1.0)):
+        raise ValueError(
+            f"the theory of {rule.name} has no relaxation time, so which cells have arrived is "
+            "not known; choose them yourself"
+        )
+    middle = runs.sel(step=slice(0.4 * steps, 0.7 * steps))
+    if not middle.sizes["step"]:
+        raise ValueError(
+            f"runs holds no trace between 40 and 70 % of its {steps} steps; choose a smaller every"
+        )
+    gradient = (middle.weight_norm * middle.gradient_norm).mean("step")
+    time = xr.apply_ufunc(
+        theory.relaxation_time, runs.lr, runs.weight_decay, gradient, runs["size"], vectorize=True
+    )
+    return (steps >= times * time).all("layer")
 
 
 def _log(values: xr.DataArray) -> xr.DataArray:

@@ -62,7 +62,7 @@ _VARIABLES = (
     }
 )
 
-_RESERVED = {"seed", "layer", "step", "early", *_VARIABLES}
+_RESERVED = {"seed", "layer", "size", "step", "early", *_VARIABLES}
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,8 @@ def sweep(
         dimensions of the grid and the seed; ``loss`` (minibatch) over step too; ``weight_norm``,
         ``gradient_norm``, ``effective_lr``, ``angle`` over layer and step too. A trace at step t
         holds the weights before that step. Errors are fractions, angles radians. ``early_loss``
-        and ``early_norm``, after 1, 10 and 50 steps, are a fingerprint of the training.
+        and ``early_norm``, after 1, 10 and 50 steps, are a fingerprint of the training. The
+        coordinate ``size`` is the number of entries of each layer's weights.
 
     Raises
     ------
@@ -915,7 +916,9 @@ def _assemble(plan: _Plan, results: list[dict[str, np.ndarray]], seconds: float)
         same = [d for d in dims if bool((values == values.isel({d: 0})).all())]
         coords[name] = values.isel(dict.fromkeys(same, 0), drop=True)
     coords |= {"seed": plan.seeds, "layer": list(plan.net.layers), "step": plan.measured}
-    coords["early"] = plan.early
+    shapes = {p.name: p.shape for p in plan.net.parameters(plan.data.shape, plan.data.classes)}
+    entries = [math.prod(shapes[f"{layer}.weight"]) for layer in plan.net.layers]
+    coords |= {"size": ("layer", entries), "early": plan.early}
     runs = xr.Dataset(coords=coords)
     for name, (extra, description) in _VARIABLES.items():
         # parts come seed by seed, cells in order within a seed

@@ -70,7 +70,7 @@ def test_with_a_gpu_it_trains_keeps_and_goes_on(chapter, gpu, monkeypatch, tmp_p
 
     monkeypatch.setattr(sweeps, "_train", note)
     monkeypatch.setenv("NORMLIB_KEEP", str(tmp_path / "parts"))
-    stop = "arrived(runs, definition)"
+    stop = "nl.arrived(runs, rule)"
     names, printed = chapter(stop=stop)
     assert names["GPU"]
     assert "hours; finished parts are kept in" in printed

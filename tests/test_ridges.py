@@ -88,3 +88,44 @@ def test_cells_that_diverged_or_are_masked_do_not_count():
 def test_what_cannot_be_fitted_is_refused(score, message):
     with pytest.raises(ValueError, match=message):
         nl.ridge(score)
+
+
+@pytest.fixture(scope="module")
+def runs(data):
+    net = nl.convnet(width=8, depth=2)
+    return nl.sweep(
+        net, data, nl.momentum(0.9), lr=[0.1, 1], weight_decay=[0, 1e-3, 0.1, 1], epochs=1, every=10
+    )
+
+
+def test_cells_arrive_after_three_relaxation_times(runs):
+    """Of SGD these depend on nothing but the cell: (1 − μ) / 4ηλ."""
+    expected = runs.attrs["steps"] >= 3 * 0.1 / (4 * runs.lr * runs.weight_decay)
+    assert 0 < int(expected.sum()) < 6
+    assert (nl.arrived(runs, nl.momentum(0.9)) == expected).all()
+    assert int(nl.arrived(runs, nl.momentum(0.9), times=0).sum()) == 6
+
+
+def test_all_layers_must_have_arrived(runs):
+    """Adam's time depends on a layer's gradient and size."""
+    rule, steps = nl.adam(), runs.attrs["steps"]
+    middle = runs.sel(step=20)  # the one trace between 40 and 70 % of 40 steps
+    time = xr.apply_ufunc(
+        rule.theory.relaxation_time, runs.lr, runs.weight_decay,
+        middle.weight_norm * middle.gradient_norm, runs["size"], vectorize=True,
+    )  # fmt: skip
+    first, second = (time.sel(layer=layer, drop=True) for layer in runs.layer)
+    limit = float((first + second).isel(lr=0, weight_decay=1)) / 2
+    assert (first < limit).values.tolist() != (second < limit).values.tolist()
+    both = (first < limit) & (second < limit)
+    assert (nl.arrived(runs, rule, times=steps / limit) == both).all()
+
+
+def test_a_rule_whose_time_is_not_known_is_refused(runs):
+    with pytest.raises(ValueError, match="adagrad has no relaxation time"):
+        nl.arrived(runs, nl.adagrad())
+
+
+def test_runs_without_a_trace_in_the_middle_are_refused(runs):
+    with pytest.raises(ValueError, match="no trace between 40 and 70 %"):
+        nl.arrived(runs.isel(step=[0, -1]), nl.sgd())
