@@ -39,6 +39,7 @@ def execute(path: Path) -> None:
         notebook,
         timeout=None if os.environ.get("NORMLIB_SIZE") == "gpu" else 1200,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],  # what a kernel says of itself is not progress
         record_timing=False,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
