@@ -141,8 +141,8 @@ def arrived(runs: xr.Dataset, rule: Rule, times: float = 3.0) -> xr.DataArray:
     Raises
     ------
     ValueError
-        If the rule's relaxation time is not known, or needs gradients and `runs` has no trace of
-        them in the middle of the training.
+        If the rule's relaxation time is not known, or `runs` has no trace in the middle of the
+        training.
 
     Notes
     -----

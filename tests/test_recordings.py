@@ -73,10 +73,8 @@ def test_recorded_cells_start_as_they_would_now(name):
         shape = [recording.runs.sizes[dim] for dim in place]
         cell = int(np.ravel_multi_index(tuple(place.values()), shape)) if place else 0
         trained = sweeps._train(plan, sweeps._Part(seed, cell, cell + 1), lambda: None, stop=51)
-        then = recording.runs.isel(place).sel(seed=seed)
-        now = {
-            name: then[name].copy(data=trained[name][0]) for name in ("early_loss", "early_norm")
-        }
+        then = recording.runs[["early_loss", "early_norm"]].isel(place).sel(seed=seed)
+        now = then.copy(data={name: trained[name][0] for name in then})
         differences.append(difference(now, then).values)
     assert (np.array(differences) <= ROUNDING).all(), differences
     assert min(after_ten for _, after_ten, _ in differences) <= UNMOVED, differences
