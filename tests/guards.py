@@ -103,8 +103,8 @@ def checks_with_rivals(notebook):
     """Every check's record holds a rival outside its band, and its measurement lies inside."""
     complaints = []
     for record in records(notebook):
-        low, high = (record["expected"] + sign * record["band"] for sign in (-1, 1))
-        if low <= record["rival"] <= high:
+        low, high = (record["expected"] + sign * record["tolerance"] for sign in (-1, 1))
+        if low <= record["alternative"] <= high:
             complaints.append(f"the band of {record['claim']!r} admits its rival")
         if not low <= record["low"] <= record["high"] <= high:
             complaints.append(f"{record['claim']!r} was not measured inside its band")

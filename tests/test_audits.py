@@ -590,7 +590,7 @@ def test_eps_spoils_as_much_as_its_law_says():
     variance = model[0](inputs).var((0, 2, 3), correction=0)
     product = 0.1 / (variance + 0.1) * gamma * gamma.grad
     worst = (product.abs() / (w.norm(dim=1) * g.norm(dim=1))).max().item()
-    assert table.spoiled["0.weight"] == pytest.approx(worst, rel=1e-6)
+    assert table.eps_violation["0.weight"] == pytest.approx(worst, rel=1e-6)
     assert worst > 1e-3
 
 
@@ -601,7 +601,7 @@ def test_a_zero_head_hides_nothing_but_the_gradient():
     table = nl.audit(model, torch.randn(PICTURE)).to_dataframe()
     assert table.verdict["0.weight"] == "invariant"
     assert table.gradient_norm["0.weight"] == 0
-    assert np.isnan(table.spoiled["0.weight"])
+    assert np.isnan(table.eps_violation["0.weight"])
 
 
 def test_param_groups_are_ready_for_an_optimizer():

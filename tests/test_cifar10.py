@@ -44,15 +44,15 @@ def chapter(monkeypatch, tmp_path, capsys):
 def gpu(chapter, monkeypatch):
     """As if torch saw a CUDA device, on which sweeps then run as on the CPU, at a small size."""
     full = recordings.full_size
-    small = dict(net=nl.convnet(width=8, depth=1), epochs=10, batch_size=50, every=1, seed=[0, 1])
+    small = dict(net=nl.convnet(width=8, depth=1), epochs=10, batch_size=50, record_every=1, seed=[0, 1])
     rates, decays = np.geomspace(1e-3, 3, 5), np.geomspace(1e-3, 3, 9)
-    grid = dict(lr=rates, weight_decay=decays, device="cpu", chunk=32)
+    grid = dict(lr=rates, weight_decay=decays, device="cpu", chunk_size=32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sweeps, "fast_precision", lambda: "float32")
     monkeypatch.setattr(
         recordings,
         "full_size",
-        lambda name, data, keep=None, **changes: full(name, data, keep, **small | grid | changes),
+        lambda name, data, checkpoint_dir=None, **changes: full(name, data, keep, **small | grid | changes),
     )
     monkeypatch.setattr(nl, "cifar10", lambda root: noise(100, 100, "CIFAR-10"))
     checked = []
@@ -70,7 +70,7 @@ def test_with_a_gpu_it_trains_keeps_and_goes_on(chapter, gpu, monkeypatch, tmp_p
 
     monkeypatch.setattr(sweeps, "_train", note)
     monkeypatch.setenv("NORMLIB_KEEP", str(tmp_path / "parts"))
-    stop = "nl.arrived(runs, rule)"
+    stop = "nl.at_equilibrium(runs, rule)"
     names, printed = chapter(stop=stop)
     assert names["GPU"]
     assert "hours; finished parts are kept in" in printed

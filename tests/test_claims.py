@@ -42,7 +42,7 @@ def test_a_measurement_outside_its_band_changes_the_verdict(id):
     names = itertools.chain(claim.supports, claim.limits, claim.since)
     for name in names:
         (victim, *_) = claims.named(claim, (name,), FOUND)
-        moved = victim["expected"] + 2 * victim["band"]
+        moved = victim["expected"] + 2 * victim["tolerance"]
         tampered = [
             record | {"measured": moved, "low": moved, "high": moved}
             if record is victim
@@ -53,7 +53,7 @@ def test_a_measurement_outside_its_band_changes_the_verdict(id):
         assert claims.page(tampered) != claims.page(FOUND)
 
 
-@pytest.mark.parametrize("field", ["measured", "low", "high", "expected", "band", "rival", "count"])
+@pytest.mark.parametrize("field", ["measured", "low", "high", "expected", "tolerance", "alternative", "count"])
 def test_a_value_changed_by_hand_changes_the_page_or_a_verdict(field):
     """Of a check that has them all on the page: one of several seeds."""
     index = next(i for i, record in enumerate(FOUND) if record["count"] > 1)
@@ -64,13 +64,13 @@ def test_a_value_changed_by_hand_changes_the_page_or_a_verdict(field):
 
 def test_verdicts_follow_from_what_lies_in_its_band():
     claim = claims.Claim("A1", "words", ("one",), "why", limits=("two",))
-    good = {"measured": 1.0, "low": 0.9, "high": 1.1, "expected": 1.0, "band": 0.2, "rival": 2.0}
+    good = {"measured": 1.0, "low": 0.9, "high": 1.1, "expected": 1.0, "tolerance": 0.2, "alternative": 2.0}
     one, two = good | {"claim": "one"}, good | {"claim": "two"}
     bad = {"measured": 5.0, "low": 5.0, "high": 5.0}
     assert claims.verdict(claim, [one, two]) == claims.LIMITED
     assert claims.verdict(claim, [one, two | bad]) == claims.HOLDS
     assert claims.verdict(claim, [one | bad, two]) == claims.FAILS
-    assert claims.verdict(claim, [one | {"rival": 1.0}, two]) == claims.FAILS
+    assert claims.verdict(claim, [one | {"alternative": 1.0}, two]) == claims.FAILS
     assert claims.verdict(claim, [one | {"high": 1.3}, two]) == claims.FAILS
     assert claims.verdict(replace(claim, against=("two",)), [one, two]) == claims.FAILS
     assert claims.verdict(replace(claim, since=("two",)), [one, two]) == claims.DATED

@@ -122,8 +122,8 @@ def losses_of_partners(data, name, power, shrink, make=nl.convnet, norm="batch")
         make(width=8, depth=2, norm=norm, eps=EXACT[norm]), part, rule,
         lr=("run", [lr, lr * a**power]),
         weight_decay=("run", [weight_decay, weight_decay * a**-shrink]),
-        scale=("run", [1, a]),
-        lr_other=lr, epochs=4, precision="float64", every=1,
+        init_scale=("run", [1, a]),
+        lr_other=lr, epochs=4, precision="float64", record_every=1,
     )  # fmt: skip
     assert runs.sizes["step"] == 100
     assert float(runs.loss[0, 0] - runs.loss[0, -1]) > 0.02  # it does train

@@ -60,7 +60,7 @@ def assert_six_wide_networks_equal_six_torch_trainings(monkeypatch, data, net, n
     initial = net.wide(1, data.shape, data.classes, seed=3, dtype=torch.float64)
     runs, wide = trained_wide(
         monkeypatch, net, data, rule, lr=lrs, weight_decay=DECAYS, seed=3, epochs=2,
-        decay=decay, precision="float64", every=1,
+        decay_on=decay, precision="float64", record_every=1,
     )  # fmt: skip
     assert runs.sizes["step"] == 50
     for k, (lr, weight_decay) in enumerate(itertools.product(lrs, DECAYS)):
@@ -116,7 +116,7 @@ def test_a_cell_is_the_same_to_the_bit_whether_or_not_a_neighbour_diverges(data,
     def run(weight_decay):
         return nl.sweep(
             make(width=5, depth=2, norm=norm), data, nl.nesterov(),
-            lr=0.1, weight_decay=("cell", [1e-3, weight_decay, 1e-2]), decay="weights", epochs=1,
+            lr=0.1, weight_decay=("cell", [1e-3, weight_decay, 1e-2]), decay_on="weights", epochs=1,
         )  # fmt: skip
 
     calm, wild = run(1e-3), run(1e6)

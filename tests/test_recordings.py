@@ -67,7 +67,7 @@ def difference(now, then):
 def test_recorded_cells_start_as_they_would_now(name):
     """The same data, network, rule and order, as far as rounding lets one see."""
     recording = nl.recorded(name)
-    plan = sweeps.plan(**trainable(recording) | {"chunk": 1})
+    plan = sweeps.plan(**trainable(recording) | {"chunk_size": 1})
     differences = []
     for place, seed in cells(recording.runs):
         shape = [recording.runs.sizes[dim] for dim in place]
@@ -171,7 +171,7 @@ def small(monkeypatch):
     """Full size as it would be for a few small pictures: the same code, in seconds."""
     full = recordings.full_size
 
-    def smaller(name, data, keep=None, **changes):
+    def smaller(name, data, checkpoint_dir=None, **changes):
         sizes = dict(net=nl.convnet(width=2, depth=1), epochs=1, batch_size=10)
         return full(name, data, keep, **sizes | changes)
 

@@ -29,7 +29,7 @@ LAYERS = (
     "nets",
     "sweeps",
     "recordings",
-    "ridges",
+    "tradeoffs",
     "tracking",
     "book",
 )

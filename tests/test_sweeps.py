@@ -52,7 +52,7 @@ def test_each_cell_has_its_own_hyperparameters(data):
 def test_chunks_and_seeds_do_not_mix_cells(data):
     settings = dict(lr=[0.01, 0.03, 0.1], weight_decay=[0, 1e-2], epochs=1, precision="float64")
     together = nl.sweep(NET, data, nl.sgd(), seed=[0, 5], **settings)
-    chunked = nl.sweep(NET, data, nl.sgd(), seed=[0, 5], chunk=2, **settings)
+    chunked = nl.sweep(NET, data, nl.sgd(), seed=[0, 5], chunk_size=2, **settings)
     xr.testing.assert_allclose(together, chunked, rtol=1e-9)
     alone = nl.sweep(NET, data, nl.sgd(), seed=5, **settings)
     xr.testing.assert_allclose(together.loss.sel(seed=5), alone.loss, rtol=1e-9)
@@ -60,7 +60,7 @@ def test_chunks_and_seeds_do_not_mix_cells(data):
 
 def test_traces_equal_what_an_ordinary_training_measures(data):
     runs = nl.sweep(
-        NET, data, nl.momentum(0.9), lr=0.1, weight_decay=0.01, epochs=1, every=1,
+        NET, data, nl.momentum(0.9), lr=0.1, weight_decay=0.01, epochs=1, record_every=1,
         precision="float64",
     )  # fmt: skip
     x64 = data.to("cpu", torch.float64)
@@ -91,7 +91,7 @@ def test_traces_equal_what_an_ordinary_training_measures(data):
 
 
 def test_small_angles_survive_single_precision(data):
-    settings = dict(lr=1e-4, scale=3.0, epochs=1, every=1)
+    settings = dict(lr=1e-4, init_scale=3.0, epochs=1, record_every=1)
     single = nl.sweep(NET, data, nl.sgd(), **settings)
     double = nl.sweep(NET, data, nl.sgd(), precision="float64", **settings)
     assert float(double.angle.max()) < 1e-4
@@ -101,7 +101,7 @@ def test_small_angles_survive_single_precision(data):
 def test_schedules_multiply_the_learning_rate(data):
     steps = 40
     factors = {
-        name: nl.sweep(NET, data, nl.sgd(), lr=1e-9, epochs=1, every=1, schedule=schedule)
+        name: nl.sweep(NET, data, nl.sgd(), lr=1e-9, epochs=1, record_every=1, schedule=schedule)
         for name, schedule in {
             "step": "step", "cosine": "cosine", "half": lambda step, steps: 1 - step / steps,
         }.items()
@@ -154,7 +154,7 @@ def test_bfloat16_trains_about_as_well(data):
         ("weight_decay", dict(weight_decay=-1e-3)),
         ("weight_decay", dict(weight_decay=True)),
         ("lr_other", dict(lr_other=-0.1)),
-        ("scale", dict(scale=0)),
+        ("init_scale", dict(init_scale=0)),
         ("length", dict(lr=("line", [0.1, 0.2]), weight_decay=("line", [0.1, 0.2, 0.3]))),
         ("seed", dict(seed=[])),
         ("seed", dict(seed=[1, 1])),
@@ -166,11 +166,11 @@ def test_bfloat16_trains_about_as_well(data):
         ("batch_size", dict(batch_size=5000)),
         ("schedule", dict(schedule="setp")),
         ("schedule", dict(schedule=lambda step, steps: -1.0)),
-        ("decay", dict(decay="gammas")),
+        ("decay", dict(decay_on="gammas")),
         ("precision", dict(precision="float16")),
         ("precision", dict(precision=torch.float16)),
-        ("every", dict(every=0)),
-        ("chunk", dict(chunk=0)),
+        ("every", dict(record_every=0)),
+        ("chunk", dict(chunk_size=0)),
         ("device", dict(device="gpu")),
         ("device", dict(device="meta")),
         ("device", dict(device="cuda:99")),
@@ -181,7 +181,7 @@ def test_bfloat16_trains_about_as_well(data):
         ("seed", dict(seed=np.array(3.0))),
         ("lr", dict(lr=10**400)),
         ("lr", dict(lr=xr.DataArray([True, False], dims="lr"))),
-        ("keep", dict(keep=5)),
+        ("keep", dict(checkpoint_dir=5)),
         ("seed", dict(lr=("seed", [0.1, 0.2]))),
         ("step", dict(lr=("step", [0.1, 0.2]))),
         ("weight_decay", dict(lr=("weight_decay", [0.1, 0.2]))),
@@ -261,7 +261,7 @@ def test_a_normalized_sweep_keeps_norms_at_1(data):
 def exact(**changes):
     """Settings under which a sweep is exact to rounding."""
     net = nl.convnet(width=4, depth=2, eps=1e-30)
-    return dict(net=net, rule=nl.sgd(), epochs=2, every=1, precision="float64") | changes
+    return dict(net=net, rule=nl.sgd(), epochs=2, record_every=1, precision="float64") | changes
 
 
 def test_norms_put_back_at_every_step_make_a_training_without_decay_the_decayed_one(data):
@@ -270,8 +270,8 @@ def test_norms_put_back_at_every_step_make_a_training_without_decay_the_decayed_
     decayed = nl.sweep(data=data, lr=lr, lr_other=0.05, weight_decay=0.1, seed=[3, 1], **exact())
     corrected = xr.DataArray(lr.values / (1 - 0.1 * lr.values), dims="lr", coords=lr.coords)
     given = nl.sweep(
-        data=data, lr=("lr", corrected.values), lr_other=0.05, seed=[3, 1], chunk=1,
-        norms=decayed.weight_norm.drop_vars("lr"), **exact(),
+        data=data, lr=("lr", corrected.values), lr_other=0.05, seed=[3, 1], chunk_size=1,
+        imposed_norms=decayed.weight_norm.drop_vars("lr"), **exact(),
     )  # fmt: skip
     np.testing.assert_allclose(given.loss, decayed.loss, rtol=1e-9)
     np.testing.assert_allclose(given.weight_norm, decayed.weight_norm, rtol=1e-12)
@@ -282,7 +282,7 @@ def test_norms_put_back_at_every_step_make_a_training_without_decay_the_decayed_
 def test_norms_are_put_back_only_at_the_steps_they_name(data):
     free = nl.sweep(data=data, lr=0.1, **exact())
     norms = free.weight_norm.sel(step=[5]) / 2
-    given = nl.sweep(data=data, lr=0.1, norms=norms, **exact())
+    given = nl.sweep(data=data, lr=0.1, imposed_norms=norms, **exact())
     np.testing.assert_array_equal(given.weight_norm[:, :5], free.weight_norm[:, :5])
     np.testing.assert_allclose(given.weight_norm.sel(step=5), free.weight_norm.sel(step=5) / 2)
     assert float(given.weight_norm.sel(layer="conv1", step=6)) > float(norms.sel(layer="conv1")[0])
@@ -291,7 +291,7 @@ def test_norms_are_put_back_only_at_the_steps_they_name(data):
 def test_norms_are_part_of_a_sweeps_identity(data):
     norms = nl.sweep(data=data, lr=0.1, **exact()).weight_norm
     plans = [
-        sweeps.plan(data=data, lr=0.1, norms=given, **exact()).spec
+        sweeps.plan(data=data, lr=0.1, imposed_norms=given, **exact()).spec
         for given in (None, norms, 2 * norms, norms.isel(step=[0]))
     ]
     assert len(set(plans)) == 4
@@ -315,13 +315,13 @@ def test_norms_are_part_of_a_sweeps_identity(data):
 def test_wrong_norms_are_refused(data, change, message):
     norms = nl.sweep(data=data, lr=0.1, seed=[0], **exact()).weight_norm.isel(seed=0, drop=True)
     with pytest.raises(ValueError, match=message):
-        sweeps.plan(data=data, lr=0.1, seed=[0], norms=change(norms), **exact())
+        sweeps.plan(data=data, lr=0.1, seed=[0], imposed_norms=change(norms), **exact())
 
 
 def test_an_augmented_sweep_sees_the_changed_images():
     """Its first loss is that of the changed first batch; cells of one seed see the same."""
     changes, data = nl.flip_and_shift(shift=2), noise(200, 50)
-    arguments = dict(lr=[0.1, 0.1001], epochs=2, batch_size=50, every=1)
+    arguments = dict(lr=[0.1, 0.1001], epochs=2, batch_size=50, record_every=1)
     plain = nl.sweep(NET, data, nl.sgd(), **arguments)
     runs = nl.sweep(NET, data, nl.sgd(), augment=changes, **arguments)
     assert float(runs.loss[0, 0]) == float(runs.loss[1, 0]) != float(plain.loss[0, 0])
@@ -341,29 +341,29 @@ def test_augmentation_depends_on_the_seed_alone():
 
 def test_an_estimate_is_of_the_right_size_and_falls_as_parts_are_finished(data, tmp_path):
     net = nl.convnet(width=16, depth=3)
-    arguments = dict(lr=[0.01, 0.1], seed=[0, 1], epochs=8, chunk=2)
-    before = nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments)
+    arguments = dict(lr=[0.01, 0.1], seed=[0, 1], epochs=8, chunk_size=2)
+    before = nl.estimate(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
     start = time.perf_counter()
-    nl.sweep(net, data, nl.sgd(), keep=tmp_path, **arguments | dict(seed=[0]))
+    nl.sweep(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments | dict(seed=[0]))
     taken = 2 * (time.perf_counter() - start)
     assert 0.2 < before / taken < 5
-    half = nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments)
+    half = nl.estimate(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments)
     assert 0.1 < half / before < 2.5
-    nl.sweep(net, data, nl.sgd(), keep=tmp_path, **arguments)
-    assert nl.estimate(net, data, nl.sgd(), keep=tmp_path, **arguments) == 0
+    nl.sweep(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments)
+    assert nl.estimate(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments) == 0
 
 
 def test_an_estimate_changes_nothing_in_the_folder(data, tmp_path):
-    nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1, keep=tmp_path)
+    nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1, checkpoint_dir=tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    nl.estimate(NET, data, nl.sgd(), lr=0.2, epochs=1, keep=tmp_path)  # another sweep
+    nl.estimate(NET, data, nl.sgd(), lr=0.2, epochs=1, checkpoint_dir=tmp_path)  # another sweep
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
     ("message", "wrong"),
-    [("keep", dict(keep=3)), ("not here", dict(data=nl.mnist1d().identity)), ("lr", dict(lr=-1))],
+    [("keep", dict(checkpoint_dir=3)), ("not here", dict(data=nl.mnist1d().identity)), ("lr", dict(lr=-1))],
 )
 def test_an_estimate_refuses_what_a_sweep_refuses(data, message, wrong):
     arguments = dict(net=NET, data=data, rule=nl.sgd(), lr=0.1) | wrong
@@ -394,7 +394,7 @@ def test_training_mixes_no_devices(monkeypatch, net, rule):
     """On `meta`, which holds no numbers: an operation between devices would be refused."""
     plan = sweeps.plan(
         net=net, data=noise(200, 50), rule=rule, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
-        batch_size=50, scale=[1.0, 2.0], augment=nl.flip_and_shift(), every=1,
+        batch_size=50, init_scale=[1.0, 2.0], augment=nl.flip_and_shift(), record_every=1,
     )  # fmt: skip
     plan = dataclasses.replace(plan, device=torch.device("meta"))
     monkeypatch.setattr(nl.Dataset, "__post_init__", lambda self: None)  # it looks at the numbers

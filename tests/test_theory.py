@@ -133,7 +133,7 @@ def test_formulas_agree_with_the_exact_symmetry(rule):
 
 def test_ridges():
     kappas = {
-        name: getattr(theory, name)().ridge_exponent
+        name: getattr(theory, name)().tradeoff_exponent
         for name in ("sgd", "adam", "adamw", "lion", "rmsprop", "adagrad", "adadelta", "unit_norm")
     }
     assert kappas == {

@@ -50,7 +50,7 @@ def sgd(model, **settings):
     return torch.optim.SGD(model.parameters(), **dict(lr=0.1, momentum=0.9) | settings)
 
 
-def tracked(steps=10, every=1, make=sgd, dtype=torch.float32, **settings):
+def tracked(steps=10, record_every=1, make=sgd, dtype=torch.float32, **settings):
     """A training of the small network, and its tracker."""
     model, x, y = small(dtype=dtype)
     optimizer = make(model, **settings)
@@ -75,7 +75,7 @@ def tracked(steps=10, every=1, make=sgd, dtype=torch.float32, **settings):
 )
 def test_a_tracker_measures_what_a_sweep_measures(data, rule, make, lr):
     runs = nl.sweep(
-        NET, data, rule, lr=lr, weight_decay=0.01, epochs=1, every=1, precision="float64"
+        NET, data, rule, lr=lr, weight_decay=0.01, epochs=1, record_every=1, precision="float64"
     )
     x64 = data.to("cpu", torch.float64)
     wide = NET.wide(1, data.shape, data.classes, dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_weights_that_begin_at_zero_have_no_effective_lr_yet():
 
 
 def test_every_says_which_steps_are_measured():
-    _, tracker = tracked(steps=10, every=4)
+    _, tracker = tracked(steps=10, record_every=4)
     assert tracker.to_dataset().step.values.tolist() == [0, 4, 8]
     assert tracker.steps == 10
 
@@ -218,7 +218,7 @@ def test_a_training_with_a_tracker_is_the_same_to_the_bit(kind, settings, how):
         model.append(nn.Dropout(0.1))  # the random state matters too
         optimizer = kind(model.parameters(), **settings, **how)
         if watched:
-            tracker = nl.track(optimizer, model, every=2)
+            tracker = nl.track(optimizer, model, record_every=2)
         fit(model, optimizer, x, y, 12)
         if watched:
             tracker.to_dataset()
@@ -279,7 +279,7 @@ def test_trackers_come_and_go():
     model, x, y = small()
     optimizer = sgd(model)
     with nl.track(optimizer, model) as first:
-        second = nl.track(optimizer, model, every=2)
+        second = nl.track(optimizer, model, record_every=2)
         fit(model, optimizer, x, y, 3)
     fit(model, optimizer, x, y, 2)
     second.remove()
@@ -384,11 +384,11 @@ def test_an_audit_chooses_its_invariant_parameters():
 
 def test_a_resumed_training_goes_on_with_its_record(tmp_path):
     settings = dict(weight_decay=0.01, dampening=0)
-    _, whole = tracked(steps=9, every=2, **settings)
+    _, whole = tracked(steps=9, record_every=2, **settings)
     _, x, y = small()
     model = small()[0]
     optimizer = sgd(model, **settings)
-    tracker = nl.track(optimizer, model, every=2)
+    tracker = nl.track(optimizer, model, record_every=2)
     fit(model, optimizer, x, y, 5)
     parts = {"model": model, "optimizer": optimizer, "tracker": tracker}
     torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "checkpoint")
@@ -396,7 +396,7 @@ def test_a_resumed_training_goes_on_with_its_record(tmp_path):
 
     model = small(seed=1)[0]
     optimizer = sgd(model, **settings)
-    tracker = nl.track(optimizer, model, every=2)
+    tracker = nl.track(optimizer, model, record_every=2)
     fit(model, optimizer, x, y, 1)  # forgotten
     parts = {"model": model, "optimizer": optimizer, "tracker": tracker}
     checkpoint = torch.load(tmp_path / "checkpoint", weights_only=True)
@@ -418,13 +418,13 @@ def test_a_record_of_other_parameters_is_refused():
 def test_every_variable_says_what_it_is():
     record = tracked()[1].to_dataset()
     assert all(a.long_name and a.dims == ("parameter", "step") for a in record.values())
-    assert record.attrs == dict(optimizer="SGD", steps=10, every=1, scale_exponent=2.0)
+    assert record.attrs == dict(optimizer="SGD", steps=10, record_every=1, scale_exponent=2.0)
 
 
 # Words and figures --------------------------------------------------------------------------------
 
 
-def walk(make, steps, size=400, gradient=1.0, scale=1.0, every=1):
+def walk(make, steps, size=400, gradient=1.0, scale=1.0, record_every=1):
     """Random gradients orthogonal to w, the model of `normlib.theory`; returns the tracker."""
     random = torch.Generator().manual_seed(0)
     model = nn.Linear(size, 1, bias=False).double()
@@ -582,9 +582,9 @@ def strangers():
     ("words", "arguments", "settings"),
     [
         ("optimizer must be a torch.optim.Optimizer, got int", lambda: (3, nn.Linear(2, 2)), {}),
-        ("every must be a whole number of at least 1, got 0", strangers, dict(every=0)),
-        ("every must be a whole number of at least 1, got 1.5", strangers, dict(every=1.5)),
-        ("every must be a whole number of at least 1, got True", strangers, dict(every=True)),
+        ("every must be a whole number of at least 1, got 0", strangers, dict(record_every=0)),
+        ("every must be a whole number of at least 1, got 1.5", strangers, dict(record_every=1.5)),
+        ("every must be a whole number of at least 1, got True", strangers, dict(record_every=True)),
         ("exponent must be a number or None, got '2'", strangers, dict(exponent="2")),
         ("model must be an nn.Module or the result of nl.audit",
          lambda: (sgd(nn.Linear(2, 2)), "model"), {}),

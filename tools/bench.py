@@ -135,7 +135,7 @@ def tracked(pairs, size=64, make=torch.optim.SGD):
     optimizer = make(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     x, y = torch.randn(8, 3, size, size), torch.randint(10, (8,))
     times = []
-    with nl.track(optimizer, model, every=2):
+    with nl.track(optimizer, model, record_every=2):
         for _ in range(2 * pairs + 4):
             start = time.perf_counter()
             optimizer.zero_grad()
@@ -322,7 +322,7 @@ def main():
         middle = [f"{value}: {statistics.median(t):.2f} ms" for value, t in times.items()]
         say(f"| {what} | {' | '.join(middle)} |")
     sizes = (8,) if quick else (8, 16, 32)
-    peaks = {k: memory(k, arguments=f"chunk={k}") for k in sizes}
+    peaks = {k: memory(k, arguments=f"chunk_size={k}") for k in sizes}
     middle = [f"{k}: {peak:.0f} MB" for k, peak in peaks.items()]
     say(f"| peak memory, networks side by side | {' | '.join(middle)} |")
     if not quick:
@@ -335,7 +335,7 @@ def main():
     say()
     say("**What `nl.track` adds** to training ResNet-18, batch 8 of 64 × 64 pixels, on this CPU.")
     say()
-    say("| optimizer | milliseconds a step | a measured step adds | `every=10` adds |")
+    say("| optimizer | milliseconds a step | a measured step adds | `record_every=10` adds |")
     say("|---|---|---|---|")
     for make in (torch.optim.SGD, torch.optim.AdamW):
         plain, added = tracked(2 if quick else 20 * rounds, make=make)

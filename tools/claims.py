@@ -235,29 +235,29 @@ CLAIMS = (
         "F1",
         "Nesterov momentum: the test error over (η, λ) is constant along diagonals.",
         (
-            "κ of the ridge of test error, γ, β and head at a rate of their own",
-            "κ of the ridge of test error, CIFAR-10, Nesterov",
+            "κ of the valley of test error, γ, β and head at a rate of their own",
+            "κ of the valley of test error, CIFAR-10, Nesterov",
         ),
         "κ = 1 where γ, β and the head have a learning rate of their own; with one rate for all "
         "the diagonal bends.",
-        limits=("κ of the ridge of test error, one rate for every parameter: below 1;",),
+        limits=("κ of the valley of test error, one rate for every parameter: below 1;",),
     ),
     Claim(
         "F2",
         "Adam: the same, with another slope.",
         (
-            "κ of the ridge of test error, Adam + L2, own rate",
-            "κ of the ridge of test error, CIFAR-10, Adam + L2",
+            "κ of the valley of test error, Adam + L2, own rate",
+            "κ of the valley of test error, CIFAR-10, Adam + L2",
         ),
         "κ = 1/2 for Adam with L2, 1 for AdamW, on the same condition.",
-        limits=("κ of the ridge of test error, Adam + L2, one rate",),
+        limits=("κ of the valley of test error, Adam + L2, one rate",),
     ),
     Claim(
         "F3",
         "Normalized weights: the test error is flat in λ until λ is too large.",
         (
-            "κ of the ridge of test error where ηλ/(1−μ) ≤ 0.05",
-            "κ of the ridge of test error, CIFAR-10, normalized Nesterov",
+            "κ of the valley of test error where ηλ/(1−μ) ≤ 0.05",
+            "κ of the valley of test error, CIFAR-10, normalized Nesterov",
         ),
         "κ = 0. It ends at ηλ ≈ (1−μ)², where decay has made the momentum reach 1.",
         limits=("grid steps from the predicted limit", "log test loss near the limit"),
@@ -282,9 +282,9 @@ def records(book: Path = ROOT) -> list[dict]:
 
 def inside(record: dict) -> bool:
     """Whether the measurement, or its whole interval, lies in the band, and the rival does not."""
-    low, high = (record["expected"] + sign * record["band"] for sign in (-1, 1))
+    low, high = (record["expected"] + sign * record["tolerance"] for sign in (-1, 1))
     measured = low <= record["low"] <= record["measured"] <= record["high"] <= high
-    return measured and not low <= record["rival"] <= high
+    return measured and not low <= record["alternative"] <= high
 
 
 def named(claim: Claim, names: tuple[str, ...], found: list[dict]) -> list[dict]:

@@ -39,12 +39,12 @@ def linear_end(step: int, steps: int) -> float:
     return min(1.0, (steps - step) / (0.3 * steps))
 
 
-def _grid(rule: rules.Rule, **changes: object) -> dict[str, object]:
+def _grid(optimizer: rules.Optimizer, **changes: object) -> dict[str, object]:
     """What all grids of MNIST-1D share."""
     return {
         "net": nets.convnet(width=25, depth=3, norm="batch"),
         "data": datasets.mnist1d(),
-        "rule": rule,
+        "optimizer": optimizer,
         "seed": range(5),
         "epochs": 40,
         "batch_size": 100,
@@ -63,9 +63,9 @@ def _nesterov() -> dict[str, object]:
     )
 
 
-def _adam(rule: rules.Rule, weight_decay: list[float]) -> dict[str, object]:
+def _adam(optimizer: rules.Optimizer, weight_decay: list[float]) -> dict[str, object]:
     lr = [3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
-    return _grid(rule, lr=lr, weight_decay=weight_decay, epochs=60)
+    return _grid(optimizer, lr=lr, weight_decay=weight_decay, epochs=60)
 
 
 def _unit_norm() -> dict[str, object]:
@@ -108,16 +108,16 @@ def _first_steps(factor: float) -> dict[str, object]:
 
 
 def _cifar10(
-    rule: rules.Rule, lr: list[float], weight_decay: list[float], seeds: int = 3
+    optimizer: rules.Optimizer, lr: list[float], weight_decay: list[float], seeds: int = 3
 ) -> dict[str, object]:
     """What the grids of CIFAR-10 share; γ, β and the head at a learning rate of their own."""
     return _grid(
-        rule,
+        optimizer,
         net=nets.convnet(width=32, depth=3, norm="batch"),
         data=CIFAR10_JPEG,
         lr=lr,
         weight_decay=weight_decay,
-        lr_other=0.003 if rule.name == "adam" else 0.05,
+        lr_other=0.003 if optimizer.name == "adam" else 0.05,
         seed=range(seeds),
         epochs=10,
     )
@@ -235,7 +235,7 @@ def _precision_of(folder: str | Path | None) -> str | None:
     """That of the first whole part in a folder."""
     for path in sorted(Path(folder).glob("seed*.npz")) if folder else ():
         with contextlib.suppress(ValueError, KeyError, OSError):
-            return parts.read(path)[1]["settings"]["precision"]
+            return files.read(path)[1]["settings"]["precision"]
     return None
 
 
@@ -300,7 +300,7 @@ def recorded(name: str) -> Recording:
     found = []
     for path in sorted((FOLDER / name).glob("*.npz")):
         try:
-            found.append(parts.read(path))
+            found.append(files.read(path))
         except ValueError as error:
             raise RuntimeError(f'recording "{name}": {error}') from None
     make = "make gpu, on a CUDA device" if name in FULL_SIZE else "python -m normlib.recordings"

@@ -19,7 +19,7 @@ def disagreements(committed, fresh):
         new = measured.get(key(record))
         if new is None:
             found.append(f"{key(record)} was not measured")
-        elif abs(new["measured"] - record["measured"]) > record["band"]:
+        elif abs(new["measured"] - record["measured"]) > record["tolerance"]:
             found.append(f"{key(record)}: {record['measured']} committed, {new['measured']} now")
     return found
 
@@ -40,7 +40,7 @@ def test_a_fresh_run_measures_what_is_committed(fresh, path):
 
 def test_a_value_outside_the_band_and_a_missing_one_are_seen():
     (record, *_) = guards.records(read(CHAPTERS[0]))
-    moved = record | {"measured": record["measured"] + 1.01 * record["band"]}
+    moved = record | {"measured": record["measured"] + 1.01 * record["tolerance"]}
     assert disagreements([record], [record]) == []
     assert disagreements([record], [moved])
     assert disagreements([record], [])

@@ -14,7 +14,7 @@ from normlib import book
 def test_a_check_prints_the_same_line_whatever_was_measured(capsys):
     lines = []
     for measured in (0.25, 0.26):
-        nl.check("T4", "slope", measured, expected=0.25, band=0.02, rival=0.5)
+        nl.check("T4", "slope", measured, expected=0.25, tolerance=0.02, alternative=0.5)
         line, found = capsys.readouterr().out.splitlines()
         lines.append(line)
         assert f"measured {measured}" in found
@@ -25,34 +25,34 @@ def test_a_check_prints_the_same_line_whatever_was_measured(capsys):
 @pytest.mark.parametrize("measured", [0.5, 0.28, 0.22, float("nan"), float("inf"), []])
 def test_a_check_fails_outside_its_band(measured):
     with pytest.raises(book.CheckError, match="T4"):
-        nl.check("T4", "slope", measured, expected=0.25, band=0.02, rival=0.5)
+        nl.check("T4", "slope", measured, expected=0.25, tolerance=0.02, alternative=0.5)
 
 
 def test_the_whole_interval_must_lie_in_the_band():
-    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, band=0.3, rival=2.0)
+    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.3, alternative=2.0)
     with pytest.raises(book.CheckError):
-        nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, band=0.2, rival=2.0)
+        nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.2, alternative=2.0)
 
 
-@pytest.mark.parametrize("rival", [0.26, 0.27, float("nan"), ("named", 0.25)])
+@pytest.mark.parametrize("alternative", [0.26, 0.27, float("nan"), ("named", 0.25)])
 def test_a_band_that_admits_the_rival_is_refused(rival):
-    with pytest.raises(ValueError, match="rival"):
-        nl.check("T4", "slope", 0.25, expected=0.25, band=0.02, rival=rival)
+    with pytest.raises(ValueError, match="alternative"):
+        nl.check("T4", "slope", 0.25, expected=0.25, tolerance=0.02, alternative=rival)
 
 
-@pytest.mark.parametrize("band", [0, -1, float("inf"), float("nan")])
+@pytest.mark.parametrize("tolerance", [0, -1, float("inf"), float("nan")])
 def test_a_band_must_be_a_band(band):
-    with pytest.raises(ValueError, match="band"):
-        nl.check("T4", "slope", 0.25, expected=0.25, band=band, rival=1.0)
+    with pytest.raises(ValueError, match="tolerance"):
+        nl.check("T4", "slope", 0.25, expected=0.25, tolerance=band, alternative=1.0)
 
 
 def test_records_go_where_tests_ask_for_them(tmp_path, monkeypatch):
     monkeypatch.setenv("NORMLIB_CHECKS", str(tmp_path / "checks"))
-    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, band=0.3, rival=2.0, recorded=True)
+    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.3, alternative=2.0, recorded=True)
     (file,) = (tmp_path / "checks").iterdir()
     record = json.loads(file.read_text(encoding="utf-8"))
     assert record["measured"] == pytest.approx(1.0)
-    assert (record["count"], record["recorded"], record["rival"]) == (3, True, 2.0)
+    assert (record["count"], record["recorded"], record["alternative"]) == (3, True, 2.0)
     assert record["low"] == pytest.approx(1 - 4.303 * 0.1 / 3**0.5, abs=1e-3)
 
 
@@ -76,7 +76,7 @@ def shown(monkeypatch):
 
 
 def test_values_go_into_the_outputs_metadata(shown):
-    nl.check("T4", "slope", 0.251, expected=0.25, band=0.02, rival=0.5)
+    nl.check("T4", "slope", 0.251, expected=0.25, tolerance=0.02, alternative=0.5)
     bundle, metadata = shown[0]
     assert metadata["normlib"]["measured"] == 0.251
     assert "0.251" in bundle["text/html"]
@@ -85,13 +85,13 @@ def test_values_go_into_the_outputs_metadata(shown):
 def test_a_figure_carries_its_text_and_is_closed(shown):
     figure, axes = plt.subplots()
     axes.plot([1, 2])
-    nl.show(figure, "A rising line.")
+    nl.show_figure(figure, "A rising line.")
     bundle, metadata = shown[0]
     assert metadata["image/png"]["alt"] == "A rising line."
     assert bundle["image/png"].startswith("iVBOR")
     assert not plt.get_fignums()
     with pytest.raises(ValueError, match="alt"):
-        nl.show(plt.figure(), " ")
+        nl.show_figure(plt.figure(), " ")
     plt.close("all")
 
 
@@ -123,7 +123,7 @@ def test_a_heat_map_leaves_out_no_decay_and_labels_the_rest():
     rates = {"lr": [0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
     values = xr.DataArray([[9.0, 1, 2], [9, 3, 4]], dims=("lr", "weight_decay"), coords=rates)
     figure, axes = plt.subplots()
-    image = nl.heat(axes, values.transpose())
+    image = nl.heatmap(axes, values.transpose())
     assert image.get_array().tolist() == [[1, 2], [3, 4]]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0.1", "1"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.01"]

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from normlib import parts
-from normlib.datasets import Dataset
+from normlib import files
+from normlib.data.datasets import Dataset
 
 SPLITS = ("train", "test")
 
@@ -287,7 +287,7 @@ def _kept(path: Path, listing: str) -> dict[str, np.ndarray] | None:
 
 def _keep(path: Path, listing: str, decoded: dict[str, np.ndarray]) -> None:
     try:
-        with parts.whole(path, f".{os.getpid()}.tmp") as file:
+        with files.whole(path, f".{os.getpid()}.tmp") as file:
             np.savez(file, listing=np.array(listing), **decoded)
     except OSError as error:
         warnings.warn(

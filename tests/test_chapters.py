@@ -102,12 +102,12 @@ def break_glue(nb):
 
 def break_rival(nb):
     record = guards.records(nb)[0]
-    record["rival"] = record["expected"]
+    record["alternative"] = record["expected"]
 
 
 def break_measured(nb):
     record = guards.records(nb)[0]
-    record["high"] = record["expected"] + 2 * record["band"]
+    record["high"] = record["expected"] + 2 * record["tolerance"]
 
 
 def break_checks(nb):
@@ -174,8 +174,8 @@ def test_every_chapter_is_in_the_table_of_contents():
 def test_check_fails_for_its_rival(chapter, record):
     with pytest.raises(book.CheckError):
         nl.check(
-            record["id"], record["claim"], record["rival"], expected=record["expected"],
-            band=record["band"], rival=record["rival"],
+            record["id"], record["claim"], record["alternative"], expected=record["expected"],
+            tolerance=record["tolerance"], alternative=record["alternative"],
         )  # fmt: skip
 
 

@@ -18,12 +18,12 @@ import normlib as nl
 from normlib import parts, sweeps
 from tests.conftest import noise
 
-ARGUMENTS = dict(lr=[0.01, 0.03, 0.1], weight_decay=[0, 1e-2], seed=range(2), epochs=2, chunk=2)
+ARGUMENTS = dict(lr=[0.01, 0.03, 0.1], weight_decay=[0, 1e-2], seed=range(2), epochs=2, chunk_size=2)
 
 
-def run(data, keep=None, **changes):
+def run(data, checkpoint_dir=None, **changes):
     return nl.sweep(
-        nl.convnet(width=8, depth=2), data, nl.nesterov(), keep=keep, **ARGUMENTS | changes
+        nl.convnet(width=8, depth=2), data, nl.nesterov(), checkpoint_dir=keep, **ARGUMENTS | changes
     )
 
 
@@ -106,7 +106,7 @@ def test_killed_at_30_percent_it_repeats_no_finished_part(tmp_path, trained):
     """Colour images with augmentation, as in chapter 10."""
     pictures = noise(600, 100)
     changes = dict(
-        lr=np.geomspace(0.01, 0.1, 10), weight_decay=0.01, seed=0, chunk=1, epochs=4, batch_size=50,
+        lr=np.geomspace(0.01, 0.1, 10), weight_decay=0.01, seed=0, chunk_size=1, epochs=4, batch_size=50,
         augment=nl.flip_and_shift(shift=1),
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -195,11 +195,11 @@ def test_other_data_are_another_sweep(data):
         dict(schedule="cosine"),
         dict(schedule_other="cosine"),
         dict(lr_other=0.1),
-        dict(scale=2.0),
-        dict(decay="all"),
+        dict(init_scale=2.0),
+        dict(decay_on="all"),
         dict(augment=nl.flip_and_shift(shift=1)),
         dict(precision="bfloat16"),
-        dict(every=7),
+        dict(record_every=7),
         dict(net=nl.convnet(width=9, depth=2)),
         dict(net=nl.convnet(width=8, depth=2, eps=1e-6)),
         dict(rule=nl.nesterov(0.8)),
@@ -216,20 +216,20 @@ def test_every_argument_that_matters_changes_the_specification(data, changes):
 def test_the_specification_does_not_depend_on_seeds_chunk_or_threads(data):
     arguments = dict(net=nl.convnet(width=8, depth=2), data=data, rule=nl.nesterov()) | ARGUMENTS
     spec = sweeps.plan(**arguments).spec
-    assert sweeps.plan(**arguments | dict(seed=7, chunk=1)).spec == spec
+    assert sweeps.plan(**arguments | dict(seed=7, chunk_size=1)).spec == spec
 
 
 def test_chunk_and_threads_are_those_it_was_begun_with(data, tmp_path):
-    first = run(data, tmp_path, chunk=2)
+    first = run(data, tmp_path, chunk_size=2)
     files(tmp_path)[0].unlink()
     torch.set_num_threads(2)
     try:
-        same_bits(run(data, tmp_path, chunk=None), first)
+        same_bits(run(data, tmp_path, chunk_size=None), first)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    with pytest.raises(ValueError, match="chunk=2"):
-        run(data, tmp_path, chunk=3)
+    with pytest.raises(ValueError, match="chunk_size=2"):
+        run(data, tmp_path, chunk_size=3)
 
 
 def test_keep_must_be_a_folder(data, tmp_path):

@@ -1,4 +1,4 @@
-"""`nl.ridge` finds the exponent that a grid was made with, and says when it cannot."""
+"""`nl.tradeoff` finds the exponent that a grid was made with, and says when it cannot."""
 
 import numpy as np
 import pytest
@@ -26,13 +26,13 @@ def grid(kappa, noise=0.0, seeds=1):
 @settings(max_examples=20, deadline=None)
 @given(st.floats(-1, 3))
 def test_the_exponent_of_a_clean_grid_is_found(kappa):
-    fit = nl.ridge(grid(kappa))
+    fit = nl.tradeoff(grid(kappa))
     assert np.arctan(float(fit.kappa[0])) == pytest.approx(np.arctan(kappa), abs=0.01)
     assert float(fit.r2[0]) > 0.99
 
 
 def test_each_seed_has_its_own_exponent():
-    fit = nl.ridge(grid(0.5, noise=0.2, seeds=5))
+    fit = nl.tradeoff(grid(0.5, noise=0.2, seeds=5))
     assert fit.kappa.dims == ("seed",)
     _, low, high = nl.interval(fit.kappa)
     assert low < 0.5 < high
@@ -43,14 +43,14 @@ def test_each_seed_has_its_own_exponent():
 def test_pure_noise_is_not_explained():
     """Leave-one-out R² does not reward a flexible curve; ordinary R² would be 0.1 here."""
     noise = grid(1.0).isel(seed=0) * 0 + np.random.default_rng(1).standard_normal((6, 9))
-    fit = nl.ridge(noise)
+    fit = nl.tradeoff(noise)
     assert float(fit.r2_at(1.0)) < 0.05
 
 
 def test_leave_one_out_is_what_its_name_says():
     """The closed form equals leaving each cell out and fitting again."""
     score = grid(0.7, noise=0.3).isel(seed=0, drop=True)
-    fit = nl.ridge(score, degree=2)
+    fit = nl.tradeoff(score, degree=2)
     used = score.isel(weight_decay=slice(1, None))
     along = (np.log(used.lr) + np.log(used.weight_decay)).transpose(*used.dims).values.ravel()
     values = used.values.ravel()
@@ -66,13 +66,13 @@ def test_leave_one_out_is_what_its_name_says():
 
 def test_cells_that_diverged_or_are_masked_do_not_count():
     score = grid(1.0)
-    spoiled = score.where(score.lr < 2)
-    spoiled[0, 3] = np.inf
-    masked = spoiled.copy()
+    eps_violation = score.where(score.lr < 2)
+    eps_violation[0, 3] = np.inf
+    masked = eps_violation.copy()
     masked[1, 1] = 1e9
     where = xr.ones_like(score.isel(seed=0), dtype=bool)
     where[1, 1] = False
-    for fit in (nl.ridge(spoiled), nl.ridge(masked, where=where)):
+    for fit in (nl.tradeoff(eps_violation), nl.tradeoff(masked, where=where)):
         assert float(fit.kappa[0]) == pytest.approx(1, abs=0.02)
 
 
@@ -87,14 +87,14 @@ def test_cells_that_diverged_or_are_masked_do_not_count():
 )
 def test_what_cannot_be_fitted_is_refused(score, message):
     with pytest.raises(ValueError, match=message):
-        nl.ridge(score)
+        nl.tradeoff(score)
 
 
 @pytest.fixture(scope="module")
 def runs(data):
     net = nl.convnet(width=8, depth=2)
     return nl.sweep(
-        net, data, nl.momentum(0.9), lr=[0.1, 1], weight_decay=[0, 1e-3, 0.1, 1], epochs=1, every=10
+        net, data, nl.momentum(0.9), lr=[0.1, 1], weight_decay=[0, 1e-3, 0.1, 1], epochs=1, record_every=10
     )
 
 
@@ -102,8 +102,8 @@ def test_cells_arrive_after_three_relaxation_times(runs):
     """Of SGD these depend on nothing but the cell: (1 − μ) / 4ηλ."""
     expected = runs.attrs["steps"] >= 3 * 0.1 / (4 * runs.lr * runs.weight_decay)
     assert 0 < int(expected.sum()) < 6
-    assert (nl.arrived(runs, nl.momentum(0.9)) == expected).all()
-    assert int(nl.arrived(runs, nl.momentum(0.9), times=0).sum()) == 6
+    assert (nl.at_equilibrium(runs, nl.momentum(0.9)) == expected).all()
+    assert int(nl.at_equilibrium(runs, nl.momentum(0.9), times=0).sum()) == 6
 
 
 def test_all_layers_must_have_arrived(runs):
@@ -118,14 +118,14 @@ def test_all_layers_must_have_arrived(runs):
     limit = float((first + second).isel(lr=0, weight_decay=1)) / 2
     assert (first < limit).values.tolist() != (second < limit).values.tolist()
     both = (first < limit) & (second < limit)
-    assert (nl.arrived(runs, rule, times=steps / limit) == both).all()
+    assert (nl.at_equilibrium(runs, rule, times=steps / limit) == both).all()
 
 
 def test_a_rule_whose_time_is_not_known_is_refused(runs):
     with pytest.raises(ValueError, match="adagrad has no relaxation time"):
-        nl.arrived(runs, nl.adagrad())
+        nl.at_equilibrium(runs, nl.adagrad())
 
 
 def test_runs_without_a_trace_in_the_middle_are_refused(runs):
     with pytest.raises(ValueError, match="no trace between 40 and 70 %"):
-        nl.arrived(runs.isel(step=[0, -1]), nl.sgd())
+        nl.at_equilibrium(runs.isel(step=[0, -1]), nl.sgd())

@@ -1,5 +1,5 @@
 """Reads grids: which cells reached their equilibrium, and along which lines of (lr, weight_decay)
-results are equal. Knows least squares and what a rule's theory says; nothing of training.
+results are equal. Knows least squares and what a optimizer's theory says; nothing of training.
 """
 
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from normlib.rules import Rule
+from normlib.optimizers import Optimizer
 
 _DIRECTIONS = np.linspace(-math.pi / 2, math.pi / 2, 721)[1:]  # a quarter of a degree apart
 
@@ -74,7 +74,7 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
 
     Notes
     -----
-    Theory: κ = 1 for the SGD family and AdamW, 1/2 for Adam with L2 (``rule.theory``).
+    Theory: κ = 1 for the SGD family and AdamW, 1/2 for Adam with L2 (``optimizer.theory``).
     Chapters 04, 05 and 07.
 
     >>> rates = np.geomspace(0.01, 1, 6)
@@ -120,7 +120,7 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
     )
 
 
-def arrived(runs: xr.Dataset, rule: Rule, times: float = 3.0) -> xr.DataArray:
+def arrived(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -> xr.DataArray:
     """Cells of a sweep in which every layer had time to reach its equilibrium.
 
     Parameters
@@ -128,10 +128,10 @@ def arrived(runs: xr.Dataset, rule: Rule, times: float = 3.0) -> xr.DataArray:
     runs : Dataset
         What ``nl.sweep`` returned, or a recording's ``runs``. The learning rate should be constant
         for most of the training; gradients are taken from the traces between 40 and 70 % of it.
-    rule : Rule
-        The rule of that sweep.
+    optimizer : Optimizer
+        The optimizer of that sweep.
     times : float
-        How many relaxation times (``rule.theory.relaxation_time``) a cell must have run for.
+        How many relaxation times (``optimizer.theory.relaxation_time``) a cell must have run for.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def arrived(runs: xr.Dataset, rule: Rule, times: float = 3.0) -> xr.DataArray:
     Raises
     ------
     ValueError
-        If the rule's relaxation time is not known, or `runs` has no trace in the middle of the
+        If the optimizer's relaxation time is not known, or `runs` has no trace in the middle of the
         training.
 
     Notes
@@ -155,10 +155,10 @@ def arrived(runs: xr.Dataset, rule: Rule, times: float = 3.0) -> xr.DataArray:
     >>> arrived(runs, nl.sgd()).values
     array([False,  True])
     """
-    theory, steps = rule.theory, runs.attrs["steps"]
+    theory, steps = optimizer.theory, runs.attrs["steps"]
     if math.isnan(theory.relaxation_time(1.0, 1.0, 1.0, 1.0)):
         raise ValueError(
-            f"the theory of {rule.name} has no relaxation time, so which cells have arrived is "
+            f"the theory of {optimizer.name} has no relaxation time, so which cells have arrived is "
             "not known; choose them yourself"
         )
     middle = runs.sel(step=slice(0.4 * steps, 0.7 * steps))

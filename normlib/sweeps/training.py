@@ -23,11 +23,11 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from normlib import parts
-from normlib.datasets import Dataset, Identity
-from normlib.images import Augmentation
-from normlib.nets import Net, Parameter, Wide
-from normlib.rules import Rule
+from normlib import files
+from normlib.data.datasets import Dataset, Identity
+from normlib.data.images import Augmentation
+from normlib.networks import Net, Parameter, Wide
+from normlib.optimizers import Optimizer
 
 Schedule = str | Callable[[int, int], float]
 Values = float | Sequence[float] | tuple[str, Sequence[float]] | np.ndarray | xr.DataArray
@@ -71,20 +71,20 @@ class _Plan:
 
     net: Net
     data: Dataset | Identity
-    rule: Rule
+    optimizer: Optimizer
     grid: dict[str, xr.DataArray]
     seeds: xr.DataArray
     epochs: int
     batch_size: int
     factors: np.ndarray
     factors_other: np.ndarray
-    decay: str
+    decay_on: str
     precision: str
-    every: int
-    chunk: int | None
+    record_every: int
+    chunk_size: int | None
     threads: int
     device: torch.device
-    norms: xr.DataArray | None = None
+    imposed_norms: xr.DataArray | None = None
     augment: Augmentation | None = None
 
     @property
@@ -94,7 +94,7 @@ class _Plan:
     @property
     def measured(self) -> list[int]:
         """Steps at which traces are recorded: every `every`-th and the last."""
-        return sorted({*range(0, self.steps, self.every), self.steps - 1})
+        return sorted({*range(0, self.steps, self.record_every), self.steps - 1})
 
     @property
     def early(self) -> list[int]:
@@ -116,20 +116,20 @@ class _Plan:
         settings = {
             "net": self.net.settings,
             "data": (data.identity if isinstance(data, Dataset) else data).settings,
-            "rule": repr(self.rule),
+            "optimizer": repr(self.optimizer),
             "grid": {name: [f"{v:.9g}" for v in column] for name, column in self.columns.items()},
-            "factors": parts.fingerprint([f"{v:.9g}" for v in self.factors]),
-            "factors_other": parts.fingerprint([f"{v:.9g}" for v in self.factors_other]),
+            "factors": files.fingerprint([f"{v:.9g}" for v in self.factors]),
+            "factors_other": files.fingerprint([f"{v:.9g}" for v in self.factors_other]),
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "decay": self.decay,
+            "decay_on": self.decay_on,
             "precision": self.precision,
-            "every": self.every,
+            "record_every": self.record_every,
             "device": self.device.type,
         }
-        if self.norms is not None:
-            at, norms = self.norms.step.values.tolist(), self.norms.values.ravel()
-            settings["norms"] = parts.fingerprint([at, [f"{v:.5g}" for v in norms]])
+        if self.imposed_norms is not None:
+            at, norms = self.imposed_norms.step.values.tolist(), self.imposed_norms.values.ravel()
+            settings["imposed_norms"] = files.fingerprint([at, [f"{v:.5g}" for v in norms]])
         if self.augment is not None:
             settings["augment"] = repr(self.augment)
         return settings
@@ -137,13 +137,13 @@ class _Plan:
     @property
     def spec(self) -> str:
         """The settings as a short digest."""
-        return parts.fingerprint(self.settings)
+        return files.fingerprint(self.settings)
 
 
 def sweep(
     net: Net,
     data: Dataset,
-    rule: Rule,
+    optimizer: Optimizer,
     *,
     lr: Values,
     weight_decay: Values = 0.0,
@@ -153,14 +153,14 @@ def sweep(
     schedule: Schedule = "constant",
     lr_other: Values | None = None,
     schedule_other: Schedule | None = None,
-    scale: Values = 1.0,
-    norms: xr.DataArray | None = None,
+    init_scale: Values = 1.0,
+    imposed_norms: xr.DataArray | None = None,
     augment: Augmentation | None = None,
-    decay: str = "invariant",
+    decay_on: str = "invariant",
     precision: str = "float32",
-    every: int = 10,
-    chunk: int | None = None,
-    keep: str | Path | None = None,
+    record_every: int = 10,
+    chunk_size: int | None = None,
+    checkpoint_dir: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -175,9 +175,9 @@ def sweep(
         E.g. ``nl.convnet(width=25)``.
     data : Dataset
         E.g. ``nl.mnist1d()``.
-    rule : Rule
+    optimizer : Optimizer
         E.g. ``nl.nesterov(momentum=0.9)``.
-    lr, weight_decay, scale, lr_other : number, sequence, (dim, sequence) or DataArray
+    lr, weight_decay, init_scale, lr_other : number, sequence, (dim, sequence) or DataArray
         A number makes no dimension, a sequence makes a dimension of the argument's name, and
         ``("line", [...])`` makes the dimension "line"; arguments that name the same dimension
         vary together along it. `scale` multiplies the hidden layers' weights at the start.
@@ -193,23 +193,23 @@ def sweep(
     schedule_other : as `schedule`, or None
         The factor on the learning rate of parameters that are not scale-invariant (None: as
         `schedule`).
-    norms : DataArray or None
+    imposed_norms : DataArray or None
         Norms to put the hidden layers' weights back to, such as another sweep's ``weight_norm``.
         It has the dimensions layer and step, and where norms differ, seed and those of the grid.
         At every step it names, before the gradient is taken, each layer's weights get that norm;
-        their direction and the rule's buffers stay.
+        their direction and the optimizer's buffers stay.
     augment : Augmentation or None
         Changes to every minibatch of training, e.g. ``nl.flip_and_shift()``; all networks of a
         seed see the same ones.
-    decay : {"invariant", "weights", "all"}
+    decay_on : {"invariant", "weights", "all"}
         What decays: the scale-invariant weights, all weights (the head's too), or every parameter.
     precision : {"float32", "float64", "bfloat16"}
         "bfloat16" runs the network in autocast and keeps the weights in float32.
-    every : int
+    record_every : int
         Traces hold every `every`-th step and the last.
-    chunk : int or None
+    chunk_size : int or None
         How many networks to train side by side (None: a choice for the network and the device).
-    keep : str, Path or None
+    checkpoint_dir : str, Path or None
         A folder of this sweep's own. Finished parts (one seed, one chunk) are written there, and
         a later call with the same arguments computes only what is missing, on a CPU to the same
         bits; seeds may be added. Parts that are damaged or of another sweep are set aside with a
@@ -247,8 +247,8 @@ def sweep(
     ('lr', 'weight_decay')
     """
     plan = _plan(
-        net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
-        schedule_other, scale, norms, augment, decay, precision, every, chunk, device,
+        net, data, optimizer, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
+        schedule_other, init_scale, imposed_norms, augment, decay_on, precision, record_every, chunk_size, device,
     )  # fmt: skip
     return _run(_trainable(plan), _folder(keep), progress)
 
@@ -284,7 +284,7 @@ def _run(plan: _Plan, folder: Path | None, progress: bool | None) -> xr.Dataset:
             if folder is not None:
                 about = {"seconds": round(time.perf_counter() - began, 2), **provenance}
                 try:
-                    parts.write(folder, part.label, results[part], {**part.about, **about})
+                    files.write(folder, part.label, results[part], {**part.about, **about})
                 except OSError as error:
                     lost[part.label] = str(error)
     if lost:
@@ -312,7 +312,7 @@ def estimate(*positional: object, keep: str | Path | None = None, **arguments: o
 
     Parameters
     ----------
-    keep : str, Path or None
+    checkpoint_dir : str, Path or None
         As for `nl.sweep`; parts that are finished there cost nothing.
     *positional, **arguments
         All others of `nl.sweep`.
@@ -386,11 +386,11 @@ def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) ->
     RuntimeError
         If a part is missing.
     """
-    results, chunk = {}, plan.chunk
+    results, chunk = {}, plan.chunk_size
     for arrays, about in kept:
         results[_Part.of(about)] = arrays
-        chunk = about["chunk"]
-    plan = replace(plan, chunk=chunk)
+        chunk = about["chunk_size"]
+    plan = replace(plan, chunk_size=chunk)
     missing = [part.label for part in _parts(plan) if part not in results]
     if missing:
         raise RuntimeError(f"parts are missing: {', '.join(missing)}")
@@ -401,13 +401,13 @@ def assemble(plan: _Plan, kept: Iterable[tuple[dict[str, np.ndarray], dict]]) ->
 
 
 def _plan(
-    net, data, rule, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
-    schedule_other, scale, norms, augment, decay, precision, every, chunk, device,
+    net, data, optimizer, lr, weight_decay, seed, epochs, batch_size, schedule, lr_other,
+    schedule_other, init_scale, imposed_norms, augment, decay_on, precision, record_every, chunk_size, device,
 ) -> _Plan:  # fmt: skip
     for name, value, kinds, example in (
         ("net", net, (Net,), "nl.convnet()"),
         ("data", data, (Dataset, Identity), "nl.mnist1d()"),
-        ("rule", rule, (Rule,), "nl.nesterov()"),
+        ("optimizer", optimizer, (Optimizer,), "nl.nesterov()"),
     ):
         if not isinstance(value, kinds):
             kind = kinds[0].__name__
@@ -415,7 +415,7 @@ def _plan(
     grid = {
         "lr": _values("lr", lr, positive=True),
         "weight_decay": _values("weight_decay", weight_decay),
-        "scale": _values("scale", scale, positive=True),
+        "init_scale": _values("init_scale", init_scale, positive=True),
     }
     grid["lr_other"] = grid["lr"] if lr_other is None else _values("lr_other", lr_other)
     for dim in {dim for values in grid.values() for dim in values.dims}:
@@ -428,17 +428,17 @@ def _plan(
             f"hyperparameters along one dimension differ in length or labels: {error}"
         ) from None
     seeds = _seeds(seed)
-    epochs, every = _count("epochs", epochs), _count("every", every)
+    epochs, every = _count("epochs", epochs), _count("record_every", record_every)
     batch_size = _count("batch_size", batch_size)
     images, _ = data.sizes
     if not 2 <= batch_size <= images:
         raise ValueError(
             f"batch_size must lie between 2 and the {images} training images, got {batch_size}"
         )
-    per = rule.settings.get("per")
+    per = optimizer.settings.get("per")
     if per and (net.norm == "none" or (net.norm == "layer" and per == "channel")):
         raise ValueError(
-            f'rule {rule} normalizes each {per}, but with norm="{net.norm}" '
+            f'optimizer {optimizer} normalizes each {per}, but with norm="{net.norm}" '
             + ("no weight is scale-invariant" if net.norm == "none" else
                'only whole layers are scale-invariant: use per="layer"')
         )  # fmt: skip
@@ -446,8 +446,8 @@ def _plan(
         raise ValueError(f"decay must be one of {', '.join(DECAYS)}; got {decay!r}")
     if decay == "invariant" and net.norm == "none" and bool((grid["weight_decay"] > 0).any()):
         raise ValueError(
-            'decay="invariant" decays nothing when norm="none": no weight is scale-invariant; '
-            'use decay="weights" or decay="all"'
+            'decay_on="invariant" decays nothing when norm="none": no weight is scale-invariant; '
+            'use decay_on="weights" or decay_on="all"'
         )
     if not isinstance(precision, str) or precision not in DTYPES:
         raise ValueError(
@@ -463,10 +463,10 @@ def _plan(
     if schedule_other is not None:
         other = _factors("schedule_other", schedule_other, steps)
     device = _device(device)
-    chunk = None if chunk is None else _count("chunk", chunk)
+    chunk = None if chunk is None else _count("chunk_size", chunk_size)
     return _Plan(
-        net, data, rule, grid, seeds, epochs, batch_size, factors, other,
-        decay, precision, every, chunk, torch.get_num_threads(), device,
+        net, data, optimizer, grid, seeds, epochs, batch_size, factors, other,
+        decay_on, precision, record_every, chunk_size, torch.get_num_threads(), device,
         None if norms is None else _norms(norms, net, grid["lr"], seeds, steps), augment,
     )  # fmt: skip
 
@@ -511,7 +511,7 @@ def _values(name: str, values: Values, positive: bool = False) -> xr.DataArray:
 
 
 def _norms(
-    norms: xr.DataArray, net: Net, cells: xr.DataArray, seeds: xr.DataArray, steps: int
+    imposed_norms: xr.DataArray, net: Net, cells: xr.DataArray, seeds: xr.DataArray, steps: int
 ) -> xr.DataArray:
     """The norms of every seed, cell and layer at every step that they name, in this order."""
     if not isinstance(norms, xr.DataArray):
@@ -530,7 +530,7 @@ def _norms(
     if not bool((np.isfinite(norms) & (norms > 0)).all()):
         raise ValueError("norms must be finite and greater than 0; did a network diverge?")
     try:
-        norms, cells, seeds = xr.align(norms, cells, seeds, join="exact")
+        imposed_norms, cells, seeds = xr.align(norms, cells, seeds, join="exact")
     except ValueError as error:
         raise ValueError(f"norms are of other cells or seeds than this sweep: {error}") from None
     full = norms.broadcast_like(xr.broadcast(cells, seeds)[0])
@@ -671,7 +671,7 @@ class _Part:
 def _parts(plan: _Plan) -> Iterator[_Part]:
     """Every wide network to train, of nearly equal sizes."""
     cells = len(plan.columns["lr"])
-    count = math.ceil(cells / (plan.chunk or _side_by_side(plan)))
+    count = math.ceil(cells / (plan.chunk_size or _side_by_side(plan)))
     edges = [round(cells * i / count) for i in range(count + 1)]
     for seed in np.ravel(plan.seeds):
         for first, stop in itertools.pairwise(edges):
@@ -693,26 +693,26 @@ def _resume(plan: _Plan, folder: Path | None, tidy: bool = True) -> tuple[_Plan,
     if not folder.is_dir():
         raise ValueError(f"keep must be a folder, but {folder} is a file")
     found, begun = {}, None
-    for arrays, about in parts.usable(folder, plan.spec, tidy):
+    for arrays, about in files.usable(folder, plan.spec, tidy):
         found[_Part.of(about)] = arrays
         begun = about
     if begun is None:
         return plan, {}
-    if plan.chunk not in (None, begun["chunk"]):
+    if plan.chunk_size not in (None, begun["chunk_size"]):
         raise ValueError(
-            f"{folder} was begun with chunk={begun['chunk']}; leave chunk out, or use another "
+            f"{folder} was begun with chunk_size={begun['chunk']}; leave chunk out, or use another "
             "folder"
         )
-    return replace(plan, chunk=begun["chunk"], threads=begun["threads"]), found
+    return replace(plan, chunk_size=begun["chunk_size"], threads=begun["threads"]), found
 
 
 def _provenance(plan: _Plan) -> dict[str, object]:
     """What else each part of a sweep says about itself."""
     settings = plan.settings  # reads all images: once a sweep
     return {
-        "spec": parts.fingerprint(settings),
+        "spec": files.fingerprint(settings),
         "settings": settings,
-        "chunk": plan.chunk or _side_by_side(plan),
+        "chunk_size": plan.chunk_size or _side_by_side(plan),
         "threads": plan.threads,
         "device": _name(plan.device),
         "torch": torch.__version__,
@@ -741,13 +741,13 @@ def _train(
         return values.view(-1, 1, 1)
 
     lr, lr_other, weight_decay = column("lr"), column("lr_other"), column("weight_decay")
-    wide.scale_(column("scale"))
+    wide.scale_(column("init_scale"))
     moves = []
     for p in wide.parameters.values():
-        rule = plan.rule if p.invariant else (plan.rule.other or plan.rule)
-        wide.values[p.name].data = rule.start(wide.values[p.name].data)
-        moves.append((p.name, rule, bool(p.invariant), _decays(p, plan.decay)))
-    states = {name: rule.init(wide.values[name].data) for name, rule, _, _ in moves}
+        optimizer = plan.optimizer if p.invariant else (plan.optimizer.other or plan.optimizer)
+        wide.values[p.name].data = optimizer.start(wide.values[p.name].data)
+        moves.append((p.name, optimizer, bool(p.invariant), _decays(p, plan.decay_on)))
+    states = {name: optimizer.init(wide.values[name].data) for name, optimizer, _, _ in moves}
 
     put_back = _norms_of(plan, part, dtype)
     traces = _Traces(plan, wide)
@@ -769,8 +769,8 @@ def _train(
         rates = {True: lr * factor, False: lr_other * factor_other}
         before = traces.before(step, wide, grads, loss, rates)
         with torch.no_grad():
-            for name, rule, invariant, decays in moves:
-                value, states[name] = rule.update(
+            for name, optimizer, invariant, decays in moves:
+                value, states[name] = optimizer.update(
                     wide.values[name].data,
                     grads[name],
                     states[name],
@@ -798,15 +798,15 @@ def _train(
 
 def _norms_of(plan: _Plan, part: _Part, dtype: torch.dtype) -> dict[int, dict[str, Tensor]]:
     """For every step at which norms are put back, the norm of each layer's weights, (K, 1, 1)."""
-    if plan.norms is None:
+    if plan.imposed_norms is None:
         return {}
     layers = [f"{layer}.weight" for layer in plan.net.layers]
-    values = torch.tensor(plan.norms.values, dtype=dtype, device=plan.device)
-    values = values.reshape(plan.seeds.size, -1, len(layers), plan.norms.sizes["step"])
+    values = torch.tensor(plan.imposed_norms.values, dtype=dtype, device=plan.device)
+    values = values.reshape(plan.seeds.size, -1, len(layers), plan.imposed_norms.sizes["step"])
     values = values[list(np.ravel(plan.seeds)).index(part.seed), part.first : part.stop]
     return {
         int(step): {name: values[:, i, j].view(-1, 1, 1) for i, name in enumerate(layers)}
-        for j, step in enumerate(plan.norms.step.values)
+        for j, step in enumerate(plan.imposed_norms.step.values)
     }
 
 
@@ -857,7 +857,7 @@ class _Traces:
     def __init__(self, plan: _Plan, wide: Wide) -> None:
         self.layers = [f"{layer}.weight" for layer in plan.net.layers]
         self.slots = {step: i for i, step in enumerate(plan.measured)}
-        self.exponent = plan.rule.theory.scale_exponent
+        self.exponent = plan.optimizer.theory.scale_exponent
         shape = (wide.networks, len(self.layers), len(self.slots))
         like = {"device": plan.device, "dtype": DTYPES[plan.precision]}
         self.values = {name: torch.zeros(shape, **like) for name in _TRACES}
@@ -931,11 +931,11 @@ def _assemble(plan: _Plan, results: list[dict[str, np.ndarray]], seconds: float)
     runs.attrs = {
         "net": json.dumps(plan.net.settings),
         "data": plan.data.source,
-        "rule": repr(plan.rule),
+        "optimizer": repr(plan.optimizer),
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
         "steps": plan.steps,
-        "decay": plan.decay,
+        "decay_on": plan.decay_on,
         "precision": plan.precision,
         "device": str(plan.device),
         "threads": plan.threads,

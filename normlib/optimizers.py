@@ -20,14 +20,14 @@ State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One update rule.
+class Optimizer:
+    """One update optimizer.
 
     Attributes
     ----------
     name : str
     settings : dict
-        The hyperparameters that do not vary over a grid; with the name they identify the rule.
+        The hyperparameters that do not vary over a grid; with the name they identify the optimizer.
     theory : Theory
         What is known of it on scale-invariant weights.
     init : callable
@@ -36,7 +36,7 @@ class Rule:
         (w, g, state, lr, weight_decay, step) -> (new w, new state); `step` counts from 1.
     start : callable
         (w) -> w, applied once before training; the identity but for `unit_norm`.
-    other : Rule or None
+    other : Optimizer or None
         The rule for parameters that are not scale-invariant, where it differs.
     """
 
@@ -46,7 +46,7 @@ class Rule:
     init: Callable[[Tensor], State]
     update: Callable[..., tuple[Tensor, State]]
     start: Callable[[Tensor], Tensor] = field(default=lambda w: w)
-    other: "Rule | None" = None
+    other: "Optimizer | None" = None
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.settings.items())})"
@@ -70,7 +70,7 @@ def _at_least_0(name: str, value: float) -> float:
     return float(value)
 
 
-def sgd() -> Rule:
+def sgd() -> Optimizer:
     """Plain gradient descent on minibatches, w ← w − η(g + λw). Chapter 00.
 
     >>> w, g = torch.ones(1, 1, 2), torch.full((1, 1, 2), 0.5)
@@ -81,10 +81,10 @@ def sgd() -> Rule:
     def update(w, g, state, lr, weight_decay, step):
         return _minus(w, lr, _plus(g, weight_decay, w)), state
 
-    return Rule("sgd", {}, theory.sgd(), lambda w: (), update)
+    return Optimizer("sgd", {}, theory.sgd(), lambda w: (), update)
 
 
-def momentum(momentum: float = 0.9) -> Rule:
+def momentum(momentum: float = 0.9) -> Optimizer:
     """Heavy-ball momentum, b ← μb + g + λw, w ← w − ηb (torch: no dampening). Chapter 03."""
     mu = _fraction("momentum", momentum)
 
@@ -93,10 +93,10 @@ def momentum(momentum: float = 0.9) -> Rule:
         buffer = torch.add(_plus(g, weight_decay, w), buffer, alpha=mu)
         return _minus(w, lr, buffer), (buffer,)
 
-    return Rule("momentum", {"momentum": mu}, theory.sgd(mu), _zeros(1), update)
+    return Optimizer("momentum", {"momentum": mu}, theory.sgd(mu), _zeros(1), update)
 
 
-def nesterov(momentum: float = 0.9) -> Rule:
+def nesterov(momentum: float = 0.9) -> Optimizer:
     """Nesterov momentum as torch has it, w ← w − η(g + λw + μb). Chapters 03 and 04."""
     mu = _fraction("momentum", momentum)
 
@@ -106,10 +106,10 @@ def nesterov(momentum: float = 0.9) -> Rule:
         buffer = torch.add(g, buffer, alpha=mu)
         return _minus(w, lr, torch.add(g, buffer, alpha=mu)), (buffer,)
 
-    return Rule("nesterov", {"momentum": mu}, theory.sgd(mu, nesterov=True), _zeros(1), update)
+    return Optimizer("nesterov", {"momentum": mu}, theory.sgd(mu, nesterov=True), _zeros(1), update)
 
 
-def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Rule:
+def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """Adam with L2: the decay is added to the gradient and divided with it. Chapter 05.
 
     Raises
@@ -118,13 +118,13 @@ def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Rule:
         If a beta lies outside [0, 1) or eps is negative (so for every rule of this family).
     """
     settings, update = _adam(betas, eps)
-    return Rule("adam", settings, theory.adam(settings["betas"]), _zeros(2), update)
+    return Optimizer("adam", settings, theory.adam(settings["betas"]), _zeros(2), update)
 
 
-def adamw(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Rule:
+def adamw(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """AdamW: w ← (1 − ηλ)w first, then Adam's step without decay. Chapter 05."""
     settings, step_without_decay = _adam(betas, eps)
-    return Rule(
+    return Optimizer(
         "adamw",
         settings,
         theory.adamw(settings["betas"]),
@@ -148,7 +148,7 @@ def _adam(betas, eps):
     return {"betas": (b1, b2), "eps": eps}, update
 
 
-def rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Rule:
+def rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Optimizer:
     """RMSprop with L2, as torch has it (not centred, no momentum). Chapter 05."""
     alpha, eps = _fraction("alpha", alpha), _at_least_0("eps", eps)
 
@@ -158,10 +158,10 @@ def rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Rule:
         v = torch.addcmul(alpha * v, g, g, value=1 - alpha)
         return _minus(w, lr, g / (v.sqrt() + eps)), (v,)
 
-    return Rule("rmsprop", {"alpha": alpha, "eps": eps}, theory.rmsprop(), _zeros(1), update)
+    return Optimizer("rmsprop", {"alpha": alpha, "eps": eps}, theory.rmsprop(), _zeros(1), update)
 
 
-def adagrad(eps: float = 1e-10) -> Rule:
+def adagrad(eps: float = 1e-10) -> Optimizer:
     """AdaGrad with L2: divides by the root of the sum of all squared gradients. Chapter 05."""
     eps = _at_least_0("eps", eps)
 
@@ -171,10 +171,10 @@ def adagrad(eps: float = 1e-10) -> Rule:
         total = torch.addcmul(total, g, g)
         return _minus(w, lr, g / (total.sqrt() + eps)), (total,)
 
-    return Rule("adagrad", {"eps": eps}, theory.adagrad(), _zeros(1), update)
+    return Optimizer("adagrad", {"eps": eps}, theory.adagrad(), _zeros(1), update)
 
 
-def adadelta(rho: float = 0.9, eps: float = 1e-6) -> Rule:
+def adadelta(rho: float = 0.9, eps: float = 1e-6) -> Optimizer:
     """Adadelta with L2: its step has the unit of w. Chapter 05."""
     rho, eps = _fraction("rho", rho), _at_least_0("eps", eps)
 
@@ -186,10 +186,10 @@ def adadelta(rho: float = 0.9, eps: float = 1e-6) -> Rule:
         moved = torch.addcmul(rho * moved, delta, delta, value=1 - rho)
         return _minus(w, lr, delta), (square, moved)
 
-    return Rule("adadelta", {"rho": rho, "eps": eps}, theory.adadelta(), _zeros(2), update)
+    return Optimizer("adadelta", {"rho": rho, "eps": eps}, theory.adadelta(), _zeros(2), update)
 
 
-def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Rule:
+def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Optimizer:
     """Lion: the sign of a blend of gradient and average, decoupled decay (Chen et al. 2023)."""
     b1, b2 = _pair("betas", betas)
 
@@ -198,7 +198,7 @@ def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Rule:
         direction = torch.lerp(m, g, 1 - b1).sign()
         return _minus(w, lr, direction), (torch.lerp(m, g, 1 - b2),)
 
-    return Rule(
+    return Optimizer(
         "lion",
         {"betas": (b1, b2)},
         theory.lion((b1, b2)),
@@ -207,12 +207,12 @@ def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Rule:
     )
 
 
-def unit_norm(rule: Rule, per: str = "channel") -> Rule:
+def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
     """The paper's normalized update: after every step, scale-invariant weights go back to norm 1.
 
     Parameters
     ----------
-    rule : Rule
+    rule : Optimizer
         What makes the step; decay and all. Other parameters follow it unchanged.
     per : {"channel", "layer"}
         Whose norm is 1: each output channel's, as in the paper, or the whole layer's.
@@ -231,21 +231,21 @@ def unit_norm(rule: Rule, per: str = "channel") -> Rule:
         return w / w.norm(dim=dims, keepdim=True)
 
     def update(w, g, state, lr, weight_decay, step):
-        w, state = rule.update(w, g, state, lr, weight_decay, step)
+        w, state = optimizer.update(w, g, state, lr, weight_decay, step)
         return start(w), state
 
-    return Rule(
+    return Optimizer(
         "unit_norm",
-        {"rule": repr(rule), "per": per},
+        {"optimizer": repr(optimizer), "per": per},
         theory.unit_norm(),
-        rule.init,
+        optimizer.init,
         update,
         start,
-        rule.other or rule,
+        optimizer.other or optimizer,
     )
 
 
-def radial_free(rule: Rule, per: str = "channel") -> Rule:
+def radial_free(optimizer: Optimizer, per: str = "channel") -> Optimizer:
     """Only the part of each step that is orthogonal to w; decay acts by itself.
 
     w ← (1 − ηλ)w − P(step), where the step is that of `rule` without decay and P removes its
@@ -253,7 +253,7 @@ def radial_free(rule: Rule, per: str = "channel") -> Rule:
 
     Parameters
     ----------
-    rule : Rule
+    rule : Optimizer
     per : {"channel", "layer"}
         Along whose w: each output channel's or the whole layer's.
 
@@ -263,24 +263,24 @@ def radial_free(rule: Rule, per: str = "channel") -> Rule:
     weight, without their test for invariance. Chapter 07.
     """
     dims = _group(per)
-    if rule.name == "unit_norm":
+    if optimizer.name == "unit_norm":
         raise ValueError("radial_free(unit_norm(...)) is no rule; use unit_norm(radial_free(...))")
 
     def update(w, g, state, lr, weight_decay, step):
-        moved, state = rule.update(w, g, state, lr, 0.0, step)
+        moved, state = optimizer.update(w, g, state, lr, 0.0, step)
         delta = moved - w
         unit = w / w.norm(dim=dims, keepdim=True)
         delta = delta - (delta * unit).sum(dim=dims, keepdim=True) * unit
         return w - lr * weight_decay * w + delta, state
 
-    p = rule.theory.scale_exponent
-    return Rule(
+    p = optimizer.theory.scale_exponent
+    return Optimizer(
         "radial_free",
-        {"rule": repr(rule), "per": per},
+        {"optimizer": repr(optimizer), "per": per},
         Theory(p, p),
-        rule.init,
+        optimizer.init,
         update,
-        other=rule.other or rule,
+        other=optimizer.other or optimizer,
     )
 
 

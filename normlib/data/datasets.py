@@ -11,7 +11,7 @@ import torch
 from mnist1d import data as generator
 from torch import Tensor
 
-from normlib import parts
+from normlib import files
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Dataset:
             shape=self.shape,
             classes=self.classes,
             images=(_projection(self.x_train), _projection(self.x_test)),
-            labels=parts.fingerprint([self.y_train.tolist(), self.y_test.tolist()]),
+            labels=files.fingerprint([self.y_train.tolist(), self.y_test.tolist()]),
         )
 
     def held_out(self, count: int) -> "Dataset":

@@ -1,0 +1,1 @@
+"""Grids of trainings: what is trained, how, and where it is kept."""
