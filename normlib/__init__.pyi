@@ -19,7 +19,6 @@ from .diagnostics.tracking import track as track
 from .networks import convnet as convnet
 from .networks import mlp as mlp
 from .notebook import check as check
-from .notebook import furthest as furthest
 from .notebook import heatmap as heatmap
 from .notebook import interval as interval
 from .notebook import scrubber as scrubber

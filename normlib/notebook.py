@@ -6,8 +6,13 @@ import io
 import json
 import math
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,11 +20,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image
 
 # Okabe and Ito's palette, told apart with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.prop_cycle": plt.cycler(color=COLOURS),
     "axes.grid": True,
     "axes.spines.right": False,
@@ -35,10 +41,10 @@ STYLE = {
 
 
 class CheckError(AssertionError):
-    """A measurement lies outside its band: the page's claim does not hold here."""
+    """A measurement lies outside its prediction: the page's claim does not hold here."""
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def interval(values: ArrayLike) -> tuple[float, float, float]:
     """Mean and 95 % t-interval (mean, low, high) of independent values, e.g. one a seed.
 
     >>> [round(v, 2) for v in interval([1.0, 2.0, 3.0])]
@@ -46,105 +52,175 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     from scipy import stats  # slow to import, and few need it
 
-    values = np.ravel(np.asarray(values, float))
+    values = _numbers("values", values)
     if len(values) == 0:
         raise ValueError("interval needs at least one value")
     mean = float(values.mean())
-    if len(values) == 1:
-        return mean, mean, mean
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    more = len(values) - 1
+    half = float(stats.t.ppf(0.975, more) * stats.sem(values)) if more else 0.0
     return mean, mean - half, mean + half
 
 
-def furthest(values: Sequence[float], target: float = 1.0) -> float:
-    """The value furthest from a target: what to check where all of them must be near it.
+@dataclass(frozen=True)
+class Prediction:
+    """Where values should lie: near an expected number, below a bound, above one, or between.
 
-    >>> furthest([0.9, 1.05, 1.01])
-    0.9
+    Attributes
+    ----------
+    expected, tolerance, below, above : float or None
+        The first two, or one or both of the others.
+    each : bool
+        Whether every value must lie inside. Otherwise values are independent, one a seed, and the
+        95 % t-interval of their mean must: a test of equivalence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of the four is not a finite number, or together they are no prediction.
+
+    >>> Prediction(below=0.9).admits([0.2, 0.3, 0.4])
+    True
     """
-    values = np.ravel(np.asarray(values, float))
-    return float(values[np.argmax(np.abs(values - target))])
+
+    expected: float | None = None
+    tolerance: float | None = None
+    below: float | None = None
+    above: float | None = None
+    each: bool = False
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in asdict(self).items() if k != "each" and v is not None}
+        for name, value in given.items():
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or (name == "tolerance" and value <= 0):
+                raise ValueError(f"{name} must be finite, a tolerance above 0; got {value}")
+            object.__setattr__(self, name, float(value))
+        if set(given) not in ({"expected", "tolerance"}, {"below"}, {"above"}, {"below", "above"}):
+            raise ValueError(f"give expected and tolerance, or below, above; got {list(given)}")
+        if given.get("above", -math.inf) >= given.get("below", math.inf):
+            raise ValueError(f"no value lies {self}")
+
+    @classmethod
+    def of(cls, record: dict) -> "Prediction":
+        """The prediction in the record of a check."""
+        return cls(*(record[name] for name in cls.__match_args__))
+
+    def __str__(self) -> str:
+        if self.expected is not None:
+            return f"{self.expected:g} ± {self.tolerance:g}"
+        bounds = {"above": self.above, "below": self.below}
+        return " and ".join(f"{name} {v:g}" for name, v in bounds.items() if v is not None)
+
+    def summary(self, values: ArrayLike) -> tuple[float, float, float]:
+        """Mean of the values, and what of them must lie inside: their interval, or all of them."""
+        mean, low, high = interval(values)
+        if self.each:
+            low, high = float(np.min(values)), float(np.max(values))
+        return mean, low, high
+
+    def admits(self, values: ArrayLike) -> bool:
+        """Whether the values lie inside; on the edge is inside, to rounding."""
+        _, low, high = self.summary(values)
+        return self._edges[0] <= low <= high <= self._edges[1]
+
+    def excludes(self, values: ArrayLike) -> bool:
+        """Whether an alternative's values lie outside: one of each, else the whole interval."""
+        if self.each:
+            return not self.admits(values)
+        _, low, high = self.summary(values)
+        return high < self._edges[0] or low > self._edges[1]
+
+    def describe(self, values: ArrayLike, words: str = " ({} to {})") -> str:
+        """The summary of the values in three digits, e.g. "0.98 (0.91 to 1.07)"."""
+        mean, low, high = (f"{number:.3g}" for number in self.summary(values))
+        if low == high:
+            return mean
+        return f"{low} to {high}" if self.each else mean + words.format(low, high)
+
+    @property
+    def _edges(self) -> tuple[float, float]:
+        if self.expected is not None and self.tolerance is not None:
+            wide = self.tolerance * (1 + 1e-9)
+            return self.expected - wide, self.expected + wide
+        low = -math.inf if self.above is None else self.above - 1e-9 * abs(self.above)
+        return low, math.inf if self.below is None else self.below + 1e-9 * abs(self.below)
 
 
 def check(
     id: str,
     claim: str,
-    measured: float | Sequence[float],
-    expected: float,
-    band: float,
-    rival: float | tuple[str, float],
+    measured: ArrayLike,
+    expected: float | None = None,
     *,
+    tolerance: float | None = None,
+    below: float | None = None,
+    above: float | None = None,
+    alternative: float | tuple[str, ArrayLike],
+    each: bool = False,
     recorded: bool = False,
 ) -> None:
     """Test one prediction of the book on what was just measured; raise if it fails.
 
-    Shows a line that is the same on every machine (claim, expectation, number of values, ✓) and
+    Shows a line that is the same on every machine (claim, prediction, number of values, ✓) and
     below it what was measured here; the numbers also go into the output's metadata.
 
     Parameters
     ----------
-    id : str
-        The claim's id in `book/claims.md`, e.g. "A2".
-    claim : str
-        What is tested, in words, with the unit.
+    id, claim : str
+        The claim's id in `book/claims.md`, a dot and a name, once in the book: "T4.exponent". Then
+        what is tested, in words, with the unit.
     measured : float or sequence of float
-        One value, or independent values, one a seed: then their mean's 95 % t-interval must lie
-        inside the band, which makes the check a test of equivalence.
-    expected, band : float
-        The prediction and how far from it the measurement may lie. The band comes from theory or
-        from the spread over seeds. Both are part of the line: a prediction that is itself
-        measured belongs into a ratio with `expected` 1.
-    rival : float or (str, float)
-        What another, plausible theory predicts, or its name and what was measured with it. It
-        must lie outside the band, or the check could not tell the two apart.
+        One value, or several.
+    expected, tolerance, below, above, each
+        What `Prediction` takes; from theory, or from the spread over seeds. All are part of the
+        line: a prediction that is itself measured belongs into a ratio with `expected` 1.
+    alternative : float or (str, float or sequence of float)
+        What another, plausible theory predicts, or its name and what was measured with it. The
+        prediction must exclude it, or the check could not tell the two apart.
     recorded : bool
         Whether the values come from a recorded sweep instead of one run in the chapter.
 
     Raises
     ------
     CheckError
-        If the measurement (or its interval) is not inside the band.
-    ValueError
-        If an argument is not finite, or the band does not exclude the rival.
+        If what was measured is not finite or not inside.
+    TypeError, ValueError
+        If an argument is not what it should be, or the prediction admits the alternative.
 
-    >>> check("T4", "slope of log norm", 0.251, expected=0.25, band=0.02, rival=0.5)
-    ✓ T4: slope of log norm; expected 0.25 ± 0.02, not 0.5 (live, 1 value)
+    >>> check("T4.slope", "slope of log norm", 0.251, 0.25, tolerance=0.02, alternative=0.5)
+    ✓ T4.slope: slope of log norm; expected 0.25 ± 0.02, not 0.5 (live, 1 value)
       measured 0.251
     """
-    values = np.ravel(np.asarray(measured, float))
-    name, rival = rival if isinstance(rival, tuple) else (f"{rival:g}", rival)
-    if not (math.isfinite(expected) and math.isfinite(band) and band > 0):
-        raise ValueError(f"{id}: expected and band must be finite, band greater than 0")
-    if math.isnan(rival) or abs(rival - expected) <= band * (1 + 1e-9):
-        raise ValueError(
-            f"{id}: the band {expected:g} ± {band:g} does not exclude the rival {rival:g}; "
-            "such a check cannot tell them apart"
-        )
+    if not (isinstance(id, str) and isinstance(claim, str)):
+        raise TypeError(f"id and claim must be text, got {id!r} and {claim!r}")
+    if not re.fullmatch(r"[A-Z]\d+(\.[a-z0-9_-]+)+", id):
+        raise ValueError(f"id must be a claim's, a dot and a name, as T4.exponent; got {id!r}")
+    prediction = Prediction(expected, tolerance, below, above, each)
+    values = _numbers("measured", measured)
+    name, others = _named(alternative)
+    if np.isnan(others).any() or not prediction.excludes(others):
+        found = f"the alternative {prediction.describe(others)}"
+        raise ValueError(f"{id}: {prediction} does not exclude {found}, so it tests nothing")
     if len(values) == 0 or not np.isfinite(values).all():
-        raise CheckError(f"{id}: {claim}: measured {measured}, which is not finite")
-    mean, low, high = interval(values)
-    count = f"{len(values)} value" + "s" * (len(values) > 1)
+        raise CheckError(f"{id}: {claim}: measured {values}, which is not finite")
+    many = len(values) > 1
+    count = f"{'each of ' * (each and many)}{len(values)} value{'s' * many}"
     line = (
-        f"{id}: {claim}; expected {expected:g} ± {band:g}, not {name} "
+        f"{id}: {claim}; expected {prediction}, not {name or f'{others[0]:g}'} "
         f"({'recorded' if recorded else 'live'}, {count})"
     )
-    found = f"measured {mean:.3g}"
-    if len(values) > 1:
-        found += f", 95 % interval {low:.3g} to {high:.3g}"
-    if low < expected - band or high > expected + band:
-        raise CheckError(f"{line}\n  {found}: outside the band")
-    record = {
-        "id": id,
-        "claim": claim,
-        "measured": mean,
-        "low": low,
-        "high": high,
-        "count": len(values),
-        "expected": float(expected),
-        "band": float(band),
-        "rival": float(rival),
-        "recorded": recorded,
-    }
+    found = "measured " + prediction.describe(values, ", 95 % interval {} to {}")
+    if name is not None:
+        found += f", alternative {prediction.describe(others)}"
+    if not prediction.admits(values):
+        raise CheckError(f"{line}\n  {found}: outside")
+    record = {"id": id, "claim": claim, "recorded": recorded, **asdict(prediction)}
+    record |= {"values": values.tolist(), "count": len(values)}
+    record |= zip(("measured", "low", "high"), prediction.summary(values), strict=True)
+    record |= {"alternative_name": name, "alternative_values": others.tolist()}
+    names = ("alternative", "alternative_low", "alternative_high")
+    record |= zip(names, prediction.summary(others), strict=True)
     _log(record)
     bundle = {
         "text/plain": f"✓ {line}\n  {found}",
@@ -154,10 +230,27 @@ def check(
     _display(bundle, normlib=record)
 
 
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    """Values as a flat array of float."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be a number or several, got {values!r}")
+    return array.astype(float).ravel()
+
+
+def _named(alternative: float | tuple[str, ArrayLike]) -> tuple[str | None, np.ndarray]:
+    """An alternative's name, None for a bare number, and its values."""
+    match alternative:
+        case Real():
+            return None, _numbers("alternative", alternative)
+        case (str(name), values):
+            return name, _numbers("alternative", values)
+    raise TypeError(f"alternative must be a number or (name, values), got {alternative!r}")
+
+
 def _log(record: dict) -> None:
     """Keep the record where tests look for it, if they asked."""
-    folder = os.environ.get("NORMLIB_CHECKS")
-    if folder:
+    if folder := os.environ.get("NORMLIB_CHECKS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         with open(Path(folder) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -165,16 +258,13 @@ def _log(record: dict) -> None:
 
 def _display(bundle: dict[str, str], **metadata: dict) -> None:
     """Show a mime bundle where there is a notebook, else print its text."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:  # normlib runs without IPython too
-        print(bundle["text/plain"])
-        return
-    if get_ipython() is None:
-        print(bundle["text/plain"])
-    else:
-        display(bundle, raw=True, metadata=metadata)
+    if "IPython" in sys.modules:  # as it is in every notebook
+        from IPython import display, get_ipython
+
+        if get_ipython() is not None:
+            display.display(bundle, raw=True, metadata=metadata)
+            return
+    print(bundle["text/plain"])
 
 
 def style() -> None:
@@ -182,7 +272,7 @@ def style() -> None:
     plt.rcParams.update(STYLE)
 
 
-def show(figure: Figure, alt: str) -> None:
+def show_figure(figure: Figure, alt: str) -> None:
     """Show one figure with the text that a reader who cannot see it gets, and close it.
 
     Parameters
@@ -199,7 +289,7 @@ def show(figure: Figure, alt: str) -> None:
     _display(data, **{"image/png": {"alt": alt, "width": width}})
 
 
-def heat(
+def heatmap(
     ax: Axes, values: xr.DataArray, vmin: float | None = None, vmax: float | None = None
 ) -> QuadMesh:
     """Draw a map over an (lr, weight_decay) grid: λ to the right, η upwards, λ = 0 left out.
