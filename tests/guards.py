@@ -2,6 +2,8 @@
 
 import re
 
+from normlib.notebook import Prediction
+from tools.claims import CLAIMS
 from tools.claims import of_notebook as records
 
 KNOWN_TAGS = {"hide-input", "live", "nbval-ignore-output"}
@@ -99,21 +101,30 @@ def plain_markdown(notebook):
     return complaints
 
 
-def checks_with_rivals(notebook):
-    """Every check's record holds a rival outside its band, and its measurement lies inside."""
+def checks_with_alternatives(notebook):
+    """Every check admits what it measured and excludes its alternative, by its record."""
     complaints = []
     for record in records(notebook):
-        low, high = (record["expected"] + sign * record["tolerance"] for sign in (-1, 1))
-        if low <= record["alternative"] <= high:
-            complaints.append(f"the band of {record['claim']!r} admits its rival")
-        if not low <= record["low"] <= record["high"] <= high:
-            complaints.append(f"{record['claim']!r} was not measured inside its band")
+        prediction, values = Prediction.of(record), record["values"]
+        if not prediction.admits(values):
+            complaints.append(f"{record['id']} was not measured inside")
+        if not prediction.excludes(record["alternative_values"]):
+            complaints.append(f"{record['id']} admits its alternative")
+        if list(prediction.summary(values)) != [record[k] for k in ("measured", "low", "high")]:
+            complaints.append(f"{record['id']} sums its values up in another way")
     return complaints if records(notebook) else ["no check at all"]
 
 
-def checks_with_distinct_claims(notebook):
-    claims = [(r["id"], r["claim"]) for r in records(notebook)]
-    return [f"two checks claim {claim}" for claim in {c for c in claims if claims.count(c) > 1}]
+def checks_with_distinct_names(notebook):
+    """Ids, and words too: two lines of a page must not say the same."""
+    names = [record[key] for record in records(notebook) for key in ("id", "claim")]
+    return [f"two checks are called {name}" for name in {n for n in names if names.count(n) > 1}]
+
+
+def checks_of_known_claims(notebook):
+    known = {claim.id for claim in CLAIMS}
+    ids = [record["id"] for record in records(notebook)]
+    return [f"{id} belongs to no claim" for id in ids if id.split(".")[0] not in known]
 
 
 GUARDS = (
@@ -128,6 +139,7 @@ GUARDS = (
     figures_with_text,
     images_in_html_with_text,
     plain_markdown,
-    checks_with_rivals,
-    checks_with_distinct_claims,
+    checks_with_alternatives,
+    checks_with_distinct_names,
+    checks_of_known_claims,
 )

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 import normlib as nl
-from normlib import book
+from normlib.notebook import CheckError
 from tests import guards
 from tests.conftest import CHAPTERS, ROOT, read
 
-CHECKS = [(path.stem, record) for path in CHAPTERS for record in guards.records(read(path))]
+CHECKS = [record for path in CHAPTERS for record in guards.records(read(path))]
 
 
 @pytest.mark.parametrize("guard", guards.GUARDS, ids=lambda guard: guard.__name__)
@@ -100,14 +100,18 @@ def break_glue(nb):
     guards.code(nb)[1].source += "\nfrom myst_nb import glue"
 
 
-def break_rival(nb):
+def break_alternative(nb):
     record = guards.records(nb)[0]
-    record["alternative"] = record["expected"]
+    record["alternative_values"] = record["values"]
 
 
 def break_measured(nb):
     record = guards.records(nb)[0]
-    record["high"] = record["expected"] + 2 * record["tolerance"]
+    record["values"] = record["alternative_values"]
+
+
+def break_summary(nb):
+    guards.records(nb)[0]["high"] += 1
 
 
 def break_checks(nb):
@@ -116,6 +120,10 @@ def break_checks(nb):
 
 
 def break_claims(nb):
+    guards.records(nb)[0]["id"] = "Z9.unheard_of"
+
+
+def break_names(nb):
     cell = first(nb, has_check)
     cell.outputs.append(copy.deepcopy(next(o for o in cell.outputs if "normlib" in o.metadata)))
 
@@ -132,8 +140,14 @@ BREAKS = {
     guards.figures_with_text: [break_two_figures, break_output_text, break_cell_text],
     guards.images_in_html_with_text: [break_html_text],
     guards.plain_markdown: [break_markdown, break_role, break_glue],
-    guards.checks_with_rivals: [break_rival, break_measured, break_checks],
-    guards.checks_with_distinct_claims: [break_claims],
+    guards.checks_with_alternatives: [
+        break_alternative,
+        break_measured,
+        break_summary,
+        break_checks,
+    ],
+    guards.checks_with_distinct_names: [break_names],
+    guards.checks_of_known_claims: [break_claims],
 }
 
 
@@ -168,15 +182,23 @@ def test_every_chapter_is_in_the_table_of_contents():
     assert all((ROOT / f"{f}.md").exists() or (ROOT / f"{f}.ipynb").exists() for f in listed)
 
 
-@pytest.mark.parametrize(
-    ("chapter", "record"), CHECKS, ids=[f"{c}-{r['id']}-{i}" for i, (c, r) in enumerate(CHECKS)]
-)
-def test_check_fails_for_its_rival(chapter, record):
-    with pytest.raises(book.CheckError):
+@pytest.mark.parametrize("record", CHECKS, ids=lambda record: record["id"])
+def test_check_fails_for_its_alternative(record):
+    prediction = {k: record[k] for k in ("expected", "tolerance", "below", "above", "each")}
+    alternative = record["alternative_name"], record["alternative_values"]
+    if alternative[0] is None:
+        alternative = record["alternative"]
+    with pytest.raises(CheckError, match=r"measured .*: outside$"):
         nl.check(
-            record["id"], record["claim"], record["alternative"], expected=record["expected"],
-            tolerance=record["tolerance"], alternative=record["alternative"],
+            record["id"], record["claim"], record["alternative_values"],
+            alternative=alternative, **prediction,
         )  # fmt: skip
+
+
+def test_ids_of_checks_are_unique_in_the_book():
+    ids = [record["id"] for record in CHECKS]
+    assert len(ids) > 100
+    assert sorted(ids) == sorted(set(ids))
 
 
 @pytest.mark.parametrize("page", ["practice", "faq"])
@@ -186,7 +208,9 @@ def test_a_page_names_checks_that_its_chapters_have(page):
     link = r"\[chapter (\d\d)\]\(\.\./notebooks/(\S+?)\.ipynb\)"
     named = re.findall(link + r", ([A-Z]\d(?:(?:, | and )[A-Z]\d)*)", text)
     assert len(named) >= 10
-    found = {path.stem: {r["id"] for r in guards.records(read(path))} for path in CHAPTERS}
+    found = {
+        path.stem: {r["id"].split(".")[0] for r in guards.records(read(path))} for path in CHAPTERS
+    }
     for number, stem, ids in named:
         assert stem.startswith(number)
         if stem in found:  # else the build of the pages says that it is missing

@@ -8,59 +8,179 @@ import xarray as xr
 from IPython.testing.globalipapp import start_ipython
 
 import normlib as nl
-from normlib import book
+from normlib.notebook import CheckError, Prediction
+
+
+def check(measured, expected=None, id="T4.slope", **arguments):
+    nl.check(id, "slope", measured, expected, **arguments)
+
+
+def line(capsys, *arguments, **settings):
+    check(*arguments, **settings)
+    return capsys.readouterr().out.splitlines()
+
+
+QUARTER = {"expected": 0.25, "tolerance": 0.02, "alternative": 0.5}
 
 
 def test_a_check_prints_the_same_line_whatever_was_measured(capsys):
-    lines = []
-    for measured in (0.25, 0.26):
-        nl.check("T4", "slope", measured, expected=0.25, tolerance=0.02, alternative=0.5)
-        line, found = capsys.readouterr().out.splitlines()
-        lines.append(line)
-        assert f"measured {measured}" in found
-    assert lines[0] == lines[1]
-    assert lines[0].startswith("✓ T4: slope; expected 0.25 ± 0.02, not 0.5 (live, 1 value)")
+    (first, found), (second, _) = (line(capsys, value, **QUARTER) for value in (0.25, 0.26))
+    assert first == second == "✓ T4.slope: slope; expected 0.25 ± 0.02, not 0.5 (live, 1 value)"
+    assert found == "  measured 0.25"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "words", "measured"),
+    [
+        (dict(below=2), "below 2, not other (recorded, 3 values)",
+         "measured 1, 95 % interval 0.752 to 1.25, alternative 4 (2.76 to 5.24)"),
+        (dict(above=0, below=2), "above 0 and below 2, not other (recorded, 3 values)",
+         "measured 1, 95 % interval 0.752 to 1.25, alternative 4 (2.76 to 5.24)"),
+        (dict(expected=1, tolerance=0.5, each=True),
+         "1 ± 0.5, not other (recorded, each of 3 values)",
+         "measured 0.9 to 1.1, alternative 3.5 to 4.5"),
+    ],
+)  # fmt: skip
+def test_a_check_says_what_it_expects_and_what_was_found(capsys, prediction, words, measured):
+    alternative = ("other", [3.5, 4.0, 4.5])
+    first, found = line(
+        capsys, [0.9, 1.0, 1.1], **prediction, alternative=alternative, recorded=True
+    )
+    assert first == f"✓ T4.slope: slope; expected {words}"
+    assert found == f"  {measured}"
 
 
 @pytest.mark.parametrize("measured", [0.5, 0.28, 0.22, float("nan"), float("inf"), []])
 def test_a_check_fails_outside_its_band(measured):
-    with pytest.raises(book.CheckError, match="T4"):
-        nl.check("T4", "slope", measured, expected=0.25, tolerance=0.02, alternative=0.5)
+    with pytest.raises(CheckError, match=r"T4\.slope"):
+        check(measured, **QUARTER)
+
+
+@pytest.mark.parametrize("measured", [0.27, 0.23, [0.25, 0.25]])
+def test_the_edge_is_inside(measured):
+    check(measured, **QUARTER)
 
 
 def test_the_whole_interval_must_lie_in_the_band():
-    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.3, alternative=2.0)
-    with pytest.raises(book.CheckError):
-        nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.2, alternative=2.0)
+    check([0.9, 1.0, 1.1], 1, tolerance=0.3, alternative=2.0)
+    with pytest.raises(CheckError):
+        check([0.9, 1.0, 1.1], 1, tolerance=0.2, alternative=2.0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "alternative"),
+    [(dict(below=1.2), 2.0), (dict(above=0.8), 0.0), (dict(above=0.8, below=3), 0.0)],
+)
+def test_the_whole_interval_must_lie_within_bounds(bounds, alternative):
+    check(1.0, **bounds, alternative=alternative)
+    check([0.9, 1.0, 1.1], **bounds, alternative=alternative, each=True)
+    with pytest.raises(CheckError, match="outside"):
+        check([0.9, 1.0, 1.1], **bounds, alternative=alternative)
+
+
+def test_each_value_must_lie_inside():
+    check([0.9, 1.0, 1.1], 1, tolerance=0.2, alternative=2.0, each=True)
+    with pytest.raises(CheckError):
+        check([1.0, 1.0, 1.3], 1, tolerance=0.2, alternative=2.0, each=True)
 
 
 @pytest.mark.parametrize("alternative", [0.26, 0.27, float("nan"), ("named", 0.25)])
-def test_a_band_that_admits_the_rival_is_refused(rival):
+def test_a_band_that_admits_the_alternative_is_refused(alternative):
+    with pytest.raises(ValueError, match=r"T4\.slope.*alternative"):
+        check(0.25, **QUARTER | {"alternative": alternative})
+
+
+def test_a_measured_alternative_must_lie_outside_with_its_whole_interval():
+    check(0.25, **QUARTER | {"alternative": ("named", [0.5, 0.51, 0.52])})
+    for values in ([0.3, 0.5, 0.7], [0.0, 0.5, 0.25], []):
+        with pytest.raises(ValueError, match=r"alternative|at least one value"):
+            check(0.25, **QUARTER | {"alternative": ("named", values)})
+
+
+def test_one_value_of_an_alternative_outside_is_enough_where_each_counts():
+    check(0.25, **QUARTER | {"alternative": ("named", [0.25, 0.5])}, each=True)
     with pytest.raises(ValueError, match="alternative"):
-        nl.check("T4", "slope", 0.25, expected=0.25, tolerance=0.02, alternative=rival)
+        check(0.25, **QUARTER | {"alternative": ("named", [0.25, 0.26])}, each=True)
 
 
 @pytest.mark.parametrize("tolerance", [0, -1, float("inf"), float("nan")])
-def test_a_band_must_be_a_band(band):
+def test_a_tolerance_must_be_one(tolerance):
     with pytest.raises(ValueError, match="tolerance"):
-        nl.check("T4", "slope", 0.25, expected=0.25, tolerance=band, alternative=1.0)
+        check(0.25, 0.25, tolerance=tolerance, alternative=1.0)
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        {},
+        {"expected": 1},
+        {"tolerance": 1},
+        {"expected": 1, "tolerance": 1, "below": 3},
+        {"expected": 1, "above": 0},
+        {"above": 1, "below": 1},
+        {"below": float("inf")},
+    ],
+    ids=str,
+)
+def test_what_is_no_prediction_is_refused(prediction):
+    with pytest.raises(ValueError, match=r"give expected|no value|finite"):
+        check(0.25, **prediction, alternative=9.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"expected": "1"},
+        {"tolerance": [0.1]},
+        {"measured": "0.25"},
+        {"measured": [None]},
+        {"alternative": "none"},
+        {"alternative": [0.5, 0.6]},
+        {"alternative": ("named",)},
+        {"alternative": (0.5, "named")},
+        {"id": 4},
+    ],
+    ids=str,
+)
+def test_a_wrong_type_is_refused(wrong):
+    with pytest.raises(TypeError, match=r"must be"):
+        check(**{"measured": 0.25, **QUARTER, **wrong})
+
+
+@pytest.mark.parametrize("id", ["T4", "T4.", "t4.slope", "T4.Slope", "T4 slope", "slope"])
+def test_an_id_is_a_claim_and_a_name(id):
+    with pytest.raises(ValueError, match="id must be"):
+        check(0.25, id=id, **QUARTER)
 
 
 def test_records_go_where_tests_ask_for_them(tmp_path, monkeypatch):
     monkeypatch.setenv("NORMLIB_CHECKS", str(tmp_path / "checks"))
-    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.3, alternative=2.0, recorded=True)
+    other = ("other", [2.0, 2.1])
+    check([0.9, 1.0, 1.1], 1, tolerance=0.3, alternative=other, recorded=True, each=False)
+    check([0.9, 1.0, 1.1], below=3, alternative=4, each=True)
     (file,) = (tmp_path / "checks").iterdir()
-    record = json.loads(file.read_text(encoding="utf-8"))
-    assert record["measured"] == pytest.approx(1.0)
-    assert (record["count"], record["recorded"], record["alternative"]) == (3, True, 2.0)
-    assert record["low"] == pytest.approx(1 - 4.303 * 0.1 / 3**0.5, abs=1e-3)
+    seeds, each = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert seeds["measured"] == pytest.approx(1.0)
+    assert (seeds["count"], seeds["recorded"], seeds["each"]) == (3, True, False)
+    assert (seeds["expected"], seeds["tolerance"], seeds["below"]) == (1, 0.3, None)
+    assert seeds["low"] == pytest.approx(1 - 4.303 * 0.1 / 3**0.5, abs=1e-3)
+    assert (seeds["alternative_name"], seeds["alternative"]) == ("other", 2.05)
+    assert seeds["alternative_high"] == pytest.approx(2.05 + 12.706 * 0.05, abs=1e-3)
+    assert (each["low"], each["high"], each["expected"], each["below"]) == (0.9, 1.1, None, 3)
+    assert (each["alternative_name"], each["alternative_values"]) == (None, [4])
+    for record in (seeds, each):
+        assert Prediction.of(record).admits(record["values"])
+        assert Prediction.of(record).excludes(record["alternative_values"])
 
 
 def test_interval_is_students():
-    scipy_stats = pytest.importorskip("scipy.stats")
-    values = [1.0, 2.0, 4.0, 3.0, 2.5]
-    low, high = scipy_stats.t.interval(0.95, 4, 2.5, scipy_stats.sem(values))
-    assert nl.interval(values) == pytest.approx((2.5, low, high), rel=1e-3)
+    """t = 2.776 for four degrees of freedom; the sum of squares about the mean is 5."""
+    mean, low, high = nl.interval([1.0, 2.0, 4.0, 3.0, 2.5])
+    half = 2.776 * (5 / 4 / 5) ** 0.5
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), abs=1e-3)
+    assert nl.interval([3.0]) == (3.0, 3.0, 3.0)
+    with pytest.raises(ValueError, match="at least one"):
+        nl.interval([])
 
 
 @pytest.fixture
@@ -76,7 +196,7 @@ def shown(monkeypatch):
 
 
 def test_values_go_into_the_outputs_metadata(shown):
-    nl.check("T4", "slope", 0.251, expected=0.25, tolerance=0.02, alternative=0.5)
+    check(0.251, **QUARTER)
     bundle, metadata = shown[0]
     assert metadata["normlib"]["measured"] == 0.251
     assert "0.251" in bundle["text/html"]
@@ -128,8 +248,3 @@ def test_a_heat_map_leaves_out_no_decay_and_labels_the_rest():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0.1", "1"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.01"]
     plt.close(figure)
-
-
-def test_furthest_is_the_value_with_the_largest_distance():
-    assert nl.furthest([[0.9, 1.05], [1.2, 1.0]]) == 1.2
-    assert nl.furthest([0.3, 0.6], target=0.5) == 0.3
