@@ -2,6 +2,7 @@ from . import recordings as recordings
 from . import theory as theory
 from .analysis import Tradeoff as Tradeoff
 from .analysis import at_equilibrium as at_equilibrium
+from .analysis import interval as interval
 from .analysis import tradeoff as tradeoff
 from .data import Dataset as Dataset
 from .data import cifar10 as cifar10
@@ -20,7 +21,6 @@ from .networks import convnet as convnet
 from .networks import mlp as mlp
 from .notebook import check as check
 from .notebook import heatmap as heatmap
-from .notebook import interval as interval
 from .notebook import scrubber as scrubber
 from .notebook import show_figure as show_figure
 from .notebook import style as style
@@ -31,12 +31,11 @@ from .optimizers import adamw as adamw
 from .optimizers import lion as lion
 from .optimizers import momentum as momentum
 from .optimizers import nesterov as nesterov
-from .optimizers import radial_free as radial_free
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd
 from .optimizers import unit_norm as unit_norm
 from .recordings import Recording as Recording
 from .recordings import recorded as recorded
-from .sweeps.training import estimate as estimate
-from .sweeps.training import fast_precision as fast_precision
-from .sweeps.training import sweep as sweep
+from .sweeps import Sweep as Sweep
+from .sweeps import fast_precision as fast_precision
+from .sweeps import sweep as sweep

@@ -1,20 +1,48 @@
-"""Reads grids: which cells reached their equilibrium, and along which lines of (lr, weight_decay)
-results are equal. Knows least squares and what a optimizer's theory says; nothing of training.
+"""What grids say: cells at equilibrium, trade-offs of lr and weight_decay, intervals. Knows least
+squares and what an optimizer's theory says; nothing of training.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from attrs import field, frozen
 
 from normlib.optimizers import Optimizer
 
-_DIRECTIONS = np.linspace(-math.pi / 2, math.pi / 2, 721)[1:]  # a quarter of a degree apart
+Cells = tuple[np.ndarray, np.ndarray, np.ndarray]  # log lr, log weight_decay, score
 
 
-@dataclass(frozen=True)
-class Ridge:
+def interval(values: Sequence[float] | np.ndarray | xr.DataArray) -> tuple[float, float, float]:
+    """Mean and 95 % t-interval (mean, low, high) of independent values, e.g. one a seed.
+
+    Raises
+    ------
+    ValueError
+        If there are no values.
+
+    Notes
+    -----
+    Student's interval. Chapters 04, 05, 07, 08 and 10.
+
+    >>> [round(v, 2) for v in interval([1.0, 2.0, 3.0])]
+    [2.0, -0.48, 4.48]
+    """
+    from scipy import stats  # slow to import, and few need it
+
+    values = np.ravel(np.asarray(values, float))
+    if len(values) == 0:
+        raise ValueError("interval needs at least one value")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
+
+
+@frozen(eq=False)
+class Tradeoff:
     """How well a score is a function of log lr + κ log weight_decay.
 
     Attributes
@@ -27,8 +55,8 @@ class Ridge:
 
     kappa: xr.DataArray
     r2: xr.DataArray
-    _fits: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
-    _degree: int
+    _cells: tuple[Cells, ...] = field(repr=False)
+    _degree: int = field(repr=False)
 
     def r2_at(self, kappa: float) -> xr.DataArray:
         """Leave-one-out R² for a given κ: 0 is lr alone, ``inf`` is weight decay alone.
@@ -42,11 +70,11 @@ class Ridge:
         xarray.DataArray
             One value a seed. A fit that predicts worse than the mean has a negative one.
         """
-        values = [_r2(*fit, math.atan(kappa), self._degree) for fit in self._fits]
+        values = [_r2(cells, math.atan(kappa), self._degree) for cells in self._cells]
         return self.r2.copy(data=np.reshape(values, self.r2.shape))
 
 
-def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 4) -> Ridge:
+def tradeoff(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 4) -> Tradeoff:
     """Fit a smooth function of log lr + κ log weight_decay to a grid, for every seed.
 
     For each direction in the plane of (log lr, log weight_decay) a polynomial is fitted to the
@@ -64,7 +92,7 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
 
     Returns
     -------
-    Ridge
+    Tradeoff
 
     Raises
     ------
@@ -80,7 +108,7 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
     >>> rates = np.geomspace(0.01, 1, 6)
     >>> lr = xr.DataArray(rates, dims="lr", coords={"lr": rates})
     >>> weight_decay = lr.rename(lr="weight_decay")
-    >>> round(float(ridge(np.cos(np.log(lr) + 0.5 * np.log(weight_decay))).kappa), 1)
+    >>> round(float(tradeoff(np.cos(np.log(lr) + 0.5 * np.log(weight_decay))).kappa), 1)
     0.5
     """
     if not {"lr", "weight_decay"} <= set(score.dims) <= {"lr", "weight_decay", "seed"}:
@@ -91,36 +119,36 @@ def ridge(score: xr.DataArray, where: xr.DataArray | None = None, degree: int = 
     good = np.isfinite(score) & (score.weight_decay > 0)
     if where is not None:
         good = good & where
-    score, good, x, y = xr.broadcast(score, good, np.log(score.lr), _log(score.weight_decay))
+    log_decay = np.log(score.weight_decay.where(score.weight_decay > 0))
+    score, good, x, y = xr.broadcast(score, good, np.log(score.lr), log_decay)
     seeds = [{"seed": i} for i in range(score.sizes["seed"])] if "seed" in score.dims else [{}]
-    fits, best = [], []
+    found, best = [], []
     for one in seeds:
-        keep = good.isel(one).values
-        if keep.sum() < degree + 4:
+        used = good.isel(one).values
+        if used.sum() < degree + 4:
             raise ValueError(
-                f"{int(keep.sum())} usable cells are too few for a polynomial of degree {degree}; "
+                f"{int(used.sum())} usable cells are too few for a polynomial of degree {degree}; "
                 f"at least {degree + 4} are needed"
             )
-        fit = tuple(array.isel(one).values[keep] for array in (x, y, score))
-        if np.ptp(fit[2]) == 0:
+        log_lr, log_wd, scores = (array.isel(one).values[used] for array in (x, y, score))
+        if np.ptp(scores) == 0:
             raise ValueError(
                 "score is the same in all usable cells of a seed: it depends on nothing"
             )
-        values = np.array([_r2(*fit, direction, degree) for direction in _DIRECTIONS])
-        fits.append(fit)
-        best.append((_DIRECTIONS[values.argmax()], values.max()))
-    angles, r2 = np.array(best).T
+        found.append((log_lr, log_wd, scores))
+        best.append(_best(found[-1], degree))
+    directions, r2 = np.array(best).T
+    kappa = np.where(np.isclose(np.cos(directions), 0), np.inf, np.tan(directions))
     like = score.isel(lr=0, weight_decay=0, drop=True)
-    kappa = np.where(np.isclose(np.abs(angles), math.pi / 2), np.inf, np.tan(angles))
-    return Ridge(
+    return Tradeoff(
         like.copy(data=kappa.reshape(like.shape)).rename("kappa"),
         like.copy(data=r2.reshape(like.shape)).rename("r2"),
-        tuple(fits),
+        tuple(found),
         degree,
     )
 
 
-def arrived(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -> xr.DataArray:
+def at_equilibrium(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -> xr.DataArray:
     """Cells of a sweep in which every layer had time to reach its equilibrium.
 
     Parameters
@@ -136,7 +164,7 @@ def arrived(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -> xr.Da
     Returns
     -------
     DataArray of bool
-        Over the grid and the seed. Cells without decay never arrive.
+        Over the grid and the seed. Cells without decay never get there.
 
     Raises
     ------
@@ -150,21 +178,22 @@ def arrived(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -> xr.Da
 
     >>> runs = nl.sweep(
     ...     nl.convnet(width=4), nl.mnist1d(), nl.sgd(),
-    ...     lr=0.1, weight_decay=[0.01, 3], epochs=1, every=20,
+    ...     lr=0.1, weight_decay=[0.01, 3], epochs=1, record_every=20,
     ... )
-    >>> arrived(runs, nl.sgd()).values
+    >>> at_equilibrium(runs, nl.sgd()).values
     array([False,  True])
     """
     theory, steps = optimizer.theory, runs.attrs["steps"]
     if math.isnan(theory.relaxation_time(1.0, 1.0, 1.0, 1.0)):
         raise ValueError(
-            f"the theory of {optimizer.name} has no relaxation time, so which cells have arrived is "
+            f"the theory of {optimizer.name} has no relaxation time, so which cells are there is "
             "not known; choose them yourself"
         )
     middle = runs.sel(step=slice(0.4 * steps, 0.7 * steps))
     if not middle.sizes["step"]:
         raise ValueError(
-            f"runs holds no trace between 40 and 70 % of its {steps} steps; choose a smaller every"
+            f"runs holds no trace between 40 and 70 % of its {steps} steps; choose a smaller "
+            "record_every"
         )
     gradient = (middle.weight_norm * middle.gradient_norm).mean("step")
     time = xr.apply_ufunc(
@@ -173,12 +202,25 @@ def arrived(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -> xr.Da
     return (steps >= times * time).all("layer")
 
 
-def _log(values: xr.DataArray) -> xr.DataArray:
-    return np.log(values.where(values > 0))
+def _best(cells: Cells, degree: int) -> tuple[float, float]:
+    """The direction with the largest R², and that R²: the best of many, made finer."""
+    from scipy.optimize import minimize_scalar  # slow to import, and few need it
+
+    coarse, apart = np.linspace(-math.pi / 2, math.pi / 2, 361, retstep=True)
+    values = [_r2(cells, direction, degree) for direction in coarse]
+    start = coarse[int(np.argmax(values))]
+    finer = minimize_scalar(
+        lambda direction: -_r2(cells, direction, degree),
+        bounds=(start - apart, start + apart),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return max((start, max(values)), (float(finer.x), -float(finer.fun)), key=lambda pair: pair[1])
 
 
-def _r2(x: np.ndarray, y: np.ndarray, z: np.ndarray, direction: float, degree: int) -> float:
+def _r2(cells: Cells, direction: float, degree: int) -> float:
     """Leave-one-out R² of a polynomial in x cos + y sin; one solution of the normal equations."""
+    x, y, z = cells
     along = x * math.cos(direction) + y * math.sin(direction)
     spread = np.ptp(along)
     if spread == 0:

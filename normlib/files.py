@@ -1,62 +1,74 @@
-"""Finished work in files that are whole or not there. Knows files and digests; no training.
-
-A part is one compressed numpy file, `<label>.<digest>.npz`. It is written under a temporary name
-and moved into place when it is complete, and the digest in its name is that of its bytes, so a
-part that was cut short or damaged is recognised when it is read.
-"""
+"""A file is whole or not there; records that can be recognised. Knows files and JSON alone."""
 
 import contextlib
 import hashlib
-import io
 import json
+import math
 import os
-import re
-import time
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-_NAME = re.compile(r"seed\d+-cells\d+-\d+\.[0-9a-f]{16}\.npz(\.tmp)?")
+ROUNDING = 1e-5  # relative; another processor changes what is computed by less than 1e-6
 
 
 def fingerprint(value: object) -> str:
-    """A short digest of anything that JSON can hold, the same on every machine.
+    """A short digest of anything that JSON can hold, floats to six digits.
 
     >>> fingerprint({"b": 1, "a": [0.1]}) == fingerprint({"a": [0.1], "b": 1})
     True
     """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rounded(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [rounded(item) for item in value]
+        return f"{value:.6g}" if isinstance(value, float) else value
+
+    text = json.dumps(rounded(value), sort_keys=True)
+    return digest(text.encode())
 
 
-def write(folder: Path, label: str, arrays: Mapping[str, np.ndarray], about: Mapping) -> Path:
-    """Write one part and return its path; nothing is left behind if that fails.
+def digest(*contents: bytes) -> str:
+    """A short digest of some bytes, the same on every machine.
 
-    Parameters
-    ----------
-    folder : Path
-        Made if it is not there.
-    label : str
-        What the part is, e.g. ``"seed0-cells0-27"``.
-    arrays : mapping of str to ndarray
-    about : mapping
-        What JSON can hold: the specification it belongs to, versions, times.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be written or the disk is full.
+    >>> digest(b"a", b"b") == digest(b"ab")
+    True
     """
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, about=np.array(json.dumps(about)), **arrays)
-    content = buffer.getvalue()
-    path = folder / f"{label}.{hashlib.sha256(content).hexdigest()[:16]}.npz"
-    with whole(path) as file:
-        file.write(content)
-    return path
+    total = hashlib.sha256()
+    for content in contents:
+        total.update(content)
+    return total.hexdigest()[:16]
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two records that JSON can hold are the same, floats up to rounding.
+
+    A digest cannot tell: numbers that are nearly equal may round to different digits.
+
+    >>> agree({"lr": [0.1, 1]}, {"lr": [0.1 + 1e-9, 1]}), agree({"lr": 0.1}, {"lr": 0.1001})
+    (True, False)
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(agree(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(agree, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=ROUNDING, abs_tol=ROUNDING**2)
+    return bool(one == other)
+
+
+def projection(values: np.ndarray) -> float:
+    """One number that depends on every value and its place, to recognise computed values by.
+
+    >>> projection(np.arange(3.0)) == projection(np.array([0.0, 2.0, 1.0]))
+    False
+    """
+    flat = np.ravel(values).astype(float)
+    return float(flat @ np.cos(1.1 + 0.73 * np.arange(flat.size))) / max(flat.size, 1) ** 0.5
 
 
 @contextlib.contextmanager
@@ -87,51 +99,3 @@ def whole(path: Path, unfinished: str = ".tmp") -> Iterator[BinaryIO]:
     except BaseException:  # a reader's Ctrl-C too
         temporary.unlink(missing_ok=True)
         raise
-
-
-def read(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays of a part and what it says about itself.
-
-    Raises
-    ------
-    ValueError
-        If its bytes are not those that were written.
-    """
-    content = Path(path).read_bytes()
-    if path.name.split(".")[-2] != hashlib.sha256(content).hexdigest()[:16]:
-        raise ValueError(f"{path} is damaged or incomplete")
-    with np.load(io.BytesIO(content)) as file:
-        arrays = {name: file[name] for name in file.files}
-    return arrays, json.loads(str(arrays.pop("about")))
-
-
-def usable(
-    folder: Path, spec: str, tidy: bool = True
-) -> Iterator[tuple[dict[str, np.ndarray], dict]]:
-    """Every part in a folder that is whole and belongs to the specification `spec`.
-
-    Other parts are set aside, renamed to end in ``.aside``, with a warning that names them; what a
-    killed process left half-written is removed after an hour. Files with other names are not
-    touched; without `tidy` nothing is.
-    """
-    for path in sorted(folder.iterdir()):
-        if not _NAME.fullmatch(path.name):
-            continue
-        if path.suffix == ".tmp":
-            with contextlib.suppress(OSError):
-                # else its writer may be at work
-                if tidy and time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
-            continue
-        try:
-            arrays, about = read(path)
-            problem = None if about["spec"] == spec else "belongs to another sweep"
-        except (ValueError, KeyError, OSError) as error:
-            problem = str(error)
-        if problem is None:
-            yield arrays, about
-        if problem is None or not tidy:
-            continue
-        with contextlib.suppress(OSError):  # in a folder that cannot be written it stays
-            os.replace(path, path.with_name(path.name + ".aside"))
-        warnings.warn(f"set aside {path.name}: {problem}", stacklevel=5)

@@ -7,18 +7,24 @@ A `Net` describes an architecture. `net.module(...)` is one ordinary torch netwo
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
+import attrs
 import torch
 import torch.nn.functional as F
+from attrs import field, frozen
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-NORMS = ("batch", "layer", "weight", "none")
+from normlib.validation import number, one_of, whole
+
+Shape = tuple[int, ...]
+NORMS = {"batch": "channel", "layer": "layer", "weight": "channel", "none": None}
 
 
-@dataclass(frozen=True)
+@frozen
 class Parameter:
     """One parameter of a network.
 
@@ -60,90 +66,71 @@ class Parameter:
         return rows.reshape(self.shape).clone()
 
 
-@dataclass(frozen=True)
+@frozen
 class Net:
     """The description of a network: hidden layers, each normalized, and a linear head."""
 
-    width: int
-    depth: int
-    norm: str
-    eps: float
+    width: int = field(validator=whole())
+    depth: int = field(validator=whole())
+    norm: str = field(validator=one_of(*NORMS))
+    eps: float = field(validator=number())
 
-    def __post_init__(self) -> None:
-        for name in ("width", "depth"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
-        if (
-            isinstance(self.eps, bool)
-            or not isinstance(self.eps, int | float)
-            or not 0 <= self.eps < math.inf
-        ):
-            raise ValueError(f"eps must be a number of at least 0, got {self.eps!r}")
+    def __attrs_post_init__(self) -> None:
         if self.norm == "batch" and self.eps == 0:
             raise ValueError("torch's batch norm refuses eps=0 in training; use eps=1e-30")
 
     @property
-    def settings(self) -> dict[str, object]:
-        """The description as a dict, e.g. for a record of an experiment."""
-        return {"net": type(self).__name__, **asdict(self)}
+    def settings(self) -> dict[str, Any]:
+        """The description as a dict, for the record of an experiment."""
+        return {"net": type(self).__name__, **attrs.asdict(self)}
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the hidden layers, e.g. ``("conv1", "conv2", "conv3")``."""
         return tuple(f"{self._layer}{i}" for i in range(1, self.depth + 1))
 
-    def parameters(self, shape: Sequence[int], classes: int) -> tuple[Parameter, ...]:
+    def parameters(self, shape: Shape, classes: int) -> tuple[Parameter, ...]:
         """Every parameter for inputs of `shape` (C, H, W) and a number of classes."""
-        found = []
-        group = {"batch": "channel", "weight": "channel", "layer": "layer", "none": None}[self.norm]
+        found, group, out = [], NORMS[self.norm], self.width
         for i, layer in enumerate(self.layers, start=1):
             weight = self._weight_shape(i, shape)
-            image = weight[1:] if len(weight) == 4 else None
-            out, ones = self.width, (1,) * (len(weight) - 1)
-            parts = f"{layer}.parametrizations.weight.original"
+            image, ones = weight[1:] if len(weight) == 4 else None, (1,) * (len(weight) - 1)
+            name, gain, bias = f"{layer}.weight", f"norm{i}.weight", f"norm{i}.bias"
+            stem = f"{layer}.parametrizations.weight.original"
             if self.norm == "weight":
-                found += [
-                    Parameter(f"{layer}.weight", parts + "1", weight, "weight", group, image),
-                    Parameter(f"norm{i}.weight", parts + "0", (out, *ones), "gain"),
-                    Parameter(f"norm{i}.bias", f"{layer}.bias", (out,), "bias"),
-                ]
-            elif self.norm == "none":
-                found += [
-                    Parameter(f"{layer}.weight", f"{layer}.weight", weight, "weight", None, image),
-                    Parameter(f"{layer}.bias", f"{layer}.bias", (out,), "bias"),
-                ]
+                found.append(Parameter(name, f"{stem}1", weight, "weight", group, image))
+                found.append(Parameter(gain, f"{stem}0", (out, *ones), "gain"))
+                found.append(Parameter(bias, f"{layer}.bias", (out,), "bias"))
+                continue
+            found.append(Parameter(name, name, weight, "weight", group, image))
+            if self.norm == "none":
+                found.append(Parameter(f"{layer}.bias", f"{layer}.bias", (out,), "bias"))
             else:
-                found += [
-                    Parameter(f"{layer}.weight", f"{layer}.weight", weight, "weight", group, image),
-                    Parameter(f"norm{i}.weight", f"norm{i}.weight", (out,), "gain"),
-                    Parameter(f"norm{i}.bias", f"norm{i}.bias", (out,), "bias"),
-                ]
+                found.append(Parameter(gain, gain, (out,), "gain"))
+                found.append(Parameter(bias, bias, (out,), "bias"))
         image = self._image(shape)
         size = (classes, math.prod(image))
         found.append(Parameter("head.weight", "head.weight", size, "weight", None, image))
         found.append(Parameter("head.bias", "head.bias", (classes,), "bias"))
         return tuple(found)
 
-    def module(self, shape: Sequence[int], classes: int) -> nn.Sequential:
+    def module(self, shape: Shape, classes: int) -> nn.Sequential:
         """One ordinary torch network with torch's own layers and initialisation."""
-        parts: list[tuple[str, nn.Module]] = self._before()
+        parts: list[tuple[str, nn.Module]] = [("flatten", nn.Flatten())] * self._flattens_first
         for i, layer in enumerate(self.layers, start=1):
             linear = self._linear(i, shape, bias=self.norm in ("weight", "none"))
             parts.append((layer, weight_norm(linear) if self.norm == "weight" else linear))
             if self.norm in ("batch", "layer"):
-                parts.append((f"norm{i}", self._normalization()))
+                parts.append((f"norm{i}", self._norms[self.norm](self.width, eps=self.eps)))
             parts.append((f"relu{i}", nn.ReLU()))
-        parts += self._after()
+        parts += [("flatten", nn.Flatten())] * (not self._flattens_first)
         parts.append(("head", nn.Linear(math.prod(self._image(shape)), classes)))
         return nn.Sequential(OrderedDict(parts))
 
     def wide(
         self,
         networks: int,
-        shape: Sequence[int],
+        shape: Shape,
         classes: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -161,26 +148,19 @@ class Net:
         return Wide(self, networks, shape, classes, module.state_dict(), device, dtype)
 
     # What differs between architectures:
-    _layer = ""
+    _layer: ClassVar[str]
+    _norms: ClassVar[dict[str, Callable[..., nn.Module]]]
+    _flattens_first: ClassVar[bool] = False
 
-    def _weight_shape(self, i: int, shape: Sequence[int]) -> tuple[int, ...]:
+    def _weight_shape(self, i: int, shape: Shape) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def _image(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    def _image(self, shape: Shape) -> tuple[int, int, int]:
         """(channels, height, width) of what the head sees."""
         raise NotImplementedError
 
-    def _linear(self, i: int, shape: Sequence[int], bias: bool) -> nn.Module:
+    def _linear(self, i: int, shape: Shape, bias: bool) -> nn.Module:
         raise NotImplementedError
-
-    def _normalization(self) -> nn.Module:
-        raise NotImplementedError
-
-    def _before(self) -> list[tuple[str, nn.Module]]:
-        return []
-
-    def _after(self) -> list[tuple[str, nn.Module]]:
-        return []
 
     def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         raise NotImplementedError
@@ -190,36 +170,30 @@ class ConvNet(Net):
     """Convolutions with kernels 5, 3, 3, … and stride 2, then a linear head."""
 
     _layer = "conv"
+    _norms: ClassVar = {"batch": nn.BatchNorm2d, "layer": partial(nn.GroupNorm, 1)}
 
-    def _kernel(self, i: int, shape: Sequence[int]) -> tuple[int, int]:
+    def _kernel(self, i: int, shape: Shape) -> tuple[int, int]:
         k = 5 if i == 1 else 3
         return (1 if shape[1] == 1 else k), (1 if shape[2] == 1 else k)
 
-    def _geometry(self, i: int, shape: Sequence[int]) -> dict[str, tuple[int, int]]:
+    def _geometry(self, i: int, shape: Shape) -> dict[str, Any]:
         kernel = self._kernel(i, shape)
         return {
             "stride": tuple(1 if k == 1 else 2 for k in kernel),
             "padding": tuple(k // 2 for k in kernel),
         }
 
-    def _weight_shape(self, i: int, shape: Sequence[int]) -> tuple[int, ...]:
+    def _weight_shape(self, i: int, shape: Shape) -> tuple[int, ...]:
         return (self.width, shape[0] if i == 1 else self.width, *self._kernel(i, shape))
 
-    def _image(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    def _image(self, shape: Shape) -> tuple[int, int, int]:
         height, width = (-(-side // 2**self.depth) for side in shape[1:])
         return self.width, height, width
 
-    def _linear(self, i: int, shape: Sequence[int], bias: bool) -> nn.Module:
-        out, inputs, *kernel = self._weight_shape(i, shape)
+    def _linear(self, i: int, shape: Shape, bias: bool) -> nn.Module:
+        out, inputs, *_ = self._weight_shape(i, shape)
+        kernel = self._kernel(i, shape)
         return nn.Conv2d(inputs, out, kernel, bias=bias, **self._geometry(i, shape))
-
-    def _normalization(self) -> nn.Module:
-        if self.norm == "batch":
-            return nn.BatchNorm2d(self.width, eps=self.eps)
-        return nn.GroupNorm(1, self.width, eps=self.eps)
-
-    def _after(self) -> list[tuple[str, nn.Module]]:
-        return [("flatten", nn.Flatten())]
 
     def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         k = wide.networks
@@ -250,24 +224,18 @@ class MLP(Net):
     """Fully connected hidden layers, then a linear head."""
 
     _layer = "linear"
+    _norms: ClassVar = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+    _flattens_first = True
 
-    def _weight_shape(self, i: int, shape: Sequence[int]) -> tuple[int, ...]:
+    def _weight_shape(self, i: int, shape: Shape) -> tuple[int, ...]:
         return (self.width, math.prod(shape) if i == 1 else self.width)
 
-    def _image(self, shape: Sequence[int]) -> tuple[int, int, int]:
+    def _image(self, shape: Shape) -> tuple[int, int, int]:
         return self.width, 1, 1
 
-    def _linear(self, i: int, shape: Sequence[int], bias: bool) -> nn.Module:
+    def _linear(self, i: int, shape: Shape, bias: bool) -> nn.Module:
         out, inputs = self._weight_shape(i, shape)
         return nn.Linear(inputs, out, bias=bias)
-
-    def _normalization(self) -> nn.Module:
-        if self.norm == "batch":
-            return nn.BatchNorm1d(self.width, eps=self.eps)
-        return nn.LayerNorm(self.width, eps=self.eps)
-
-    def _before(self) -> list[tuple[str, nn.Module]]:
-        return [("flatten", nn.Flatten())]
 
     def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         k, c, n = wide.networks, self.width, len(x)
@@ -305,7 +273,7 @@ class Wide:
         self,
         net: Net,
         networks: int,
-        shape: Sequence[int],
+        shape: Shape,
         classes: int,
         state: Mapping[str, Tensor],
         device: torch.device | str,

@@ -1,73 +1,90 @@
-"""Update rules as pure functions. Knows formulas of steps; nothing of networks, data or losses.
+"""Update rules as frozen values. Knows formulas of steps; nothing of networks, data or losses.
 
-A rule moves the weights w of K networks at once. w and its gradient g have shape (K, C, n):
+An optimizer moves the weights w of K networks at once. w and its gradient g have shape (K, C, n):
 networks, channels (output units), inputs of one channel. `lr` and `weight_decay` are columns that
-broadcast against it, (K, 1, 1), so that each network has its own. All rules follow torch's
-conventions; λ is torch's `weight_decay`.
+broadcast against it, (K, 1, 1), so that each network has its own. All follow torch's conventions;
+λ is torch's `weight_decay`.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import attrs
 import torch
+from attrs import field, frozen
 from torch import Tensor
 
 from normlib import theory
 from normlib.theory import Theory
+from normlib.validation import checked_number, kind, number, one_of
 
 State = tuple[Tensor, ...]
+Rate = Tensor | float
 
 
-@dataclass(frozen=True)
+@frozen(repr=False)
 class Optimizer:
-    """One update optimizer.
+    """One update rule; its fields are the hyperparameters that do not vary over a grid.
+
+    Two of the same class and fields are equal. A rule of your own is a subclass that says which
+    way it steps (`direction`) and what is known of it (`theory`): see `book/own_rule.md`.
 
     Attributes
     ----------
-    name : str
-    settings : dict
-        The hyperparameters that do not vary over a grid; with the name they identify the optimizer.
-    theory : Theory
-        What is known of it on scale-invariant weights.
-    init : callable
-        (w) -> state before the first step.
-    update : callable
-        (w, g, state, lr, weight_decay, step) -> (new w, new state); `step` counts from 1.
-    start : callable
-        (w) -> w, applied once before training; the identity but for `unit_norm`.
-    other : Optimizer or None
-        The rule for parameters that are not scale-invariant, where it differs.
+    buffers : int
+        How many tensors like w, zero at first, make up the state.
+    decoupled : bool
+        Whether decay multiplies w before the step, instead of being added to the gradient.
     """
 
-    name: str
-    settings: dict[str, object]
-    theory: Theory
-    init: Callable[[Tensor], State]
-    update: Callable[..., tuple[Tensor, State]]
-    start: Callable[[Tensor], Tensor] = field(default=lambda w: w)
-    other: "Optimizer | None" = None
+    buffers: ClassVar[int] = 0
+    decoupled: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The class's name, e.g. ``"adam"``; with the fields it identifies the rule."""
+        return type(self).__name__.lower()
+
+    @property
+    def theory(self) -> Theory:
+        """What is known of it on scale-invariant weights."""
+        raise NotImplementedError
+
+    @property
+    def other(self) -> "Optimizer":
+        """What moves parameters that are not scale-invariant: itself, but for `unit_norm`."""
+        return self
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.settings.items())})"
+        fields = attrs.asdict(self, recurse=False).items()
+        return f"{self.name}({', '.join(f'{name}={value}' for name, value in fields)})"
 
+    def start(self, w: Tensor) -> Tensor:
+        """The weights with which training begins: w itself, but for `unit_norm`."""
+        return w
 
-def _fraction(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
-    return float(value)
+    def init(self, w: Tensor) -> State:
+        """The state before the first step."""
+        return tuple(torch.zeros_like(w) for _ in range(self.buffers))
 
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        """What is subtracted from w, times lr, and the new state; `step` counts from 1."""
+        raise NotImplementedError
 
-def _pair(name: str, values: tuple[float, float]) -> tuple[float, float]:
-    if not isinstance(values, tuple | list) or len(values) != 2:
-        raise ValueError(f"{name} must be two numbers in [0, 1), got {values!r}")
-    return _fraction(f"{name}[0]", values[0]), _fraction(f"{name}[1]", values[1])
+    def rate(self, lr: Rate, step: int) -> Rate:
+        """The factor of the direction: lr itself, but for Adam's first steps."""
+        return lr
 
-
-def _at_least_0(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-    return float(value)
+    def update(
+        self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
+    ) -> tuple[Tensor, State]:
+        """New weights and state, from the gradient without decay."""
+        if self.decoupled:
+            w = _minus(w, lr * weight_decay, w)
+        else:
+            g = _plus(g, weight_decay, w)
+        direction, state = self.direction(g, state, step)
+        return _minus(w, self.rate(lr, step), direction), state
 
 
 def sgd() -> Optimizer:
@@ -76,37 +93,20 @@ def sgd() -> Optimizer:
     >>> w, g = torch.ones(1, 1, 2), torch.full((1, 1, 2), 0.5)
     >>> sgd().update(w, g, (), lr=0.1, weight_decay=1.0, step=1)[0]
     tensor([[[0.8500, 0.8500]]])
+    >>> sgd() == sgd()
+    True
     """
-
-    def update(w, g, state, lr, weight_decay, step):
-        return _minus(w, lr, _plus(g, weight_decay, w)), state
-
-    return Optimizer("sgd", {}, theory.sgd(), lambda w: (), update)
+    return SGD()
 
 
 def momentum(momentum: float = 0.9) -> Optimizer:
     """Heavy-ball momentum, b ← μb + g + λw, w ← w − ηb (torch: no dampening). Chapter 03."""
-    mu = _fraction("momentum", momentum)
-
-    def update(w, g, state, lr, weight_decay, step):
-        (buffer,) = state
-        buffer = torch.add(_plus(g, weight_decay, w), buffer, alpha=mu)
-        return _minus(w, lr, buffer), (buffer,)
-
-    return Optimizer("momentum", {"momentum": mu}, theory.sgd(mu), _zeros(1), update)
+    return Momentum(momentum)
 
 
 def nesterov(momentum: float = 0.9) -> Optimizer:
     """Nesterov momentum as torch has it, w ← w − η(g + λw + μb). Chapters 03 and 04."""
-    mu = _fraction("momentum", momentum)
-
-    def update(w, g, state, lr, weight_decay, step):
-        (buffer,) = state
-        g = _plus(g, weight_decay, w)
-        buffer = torch.add(g, buffer, alpha=mu)
-        return _minus(w, lr, torch.add(g, buffer, alpha=mu)), (buffer,)
-
-    return Optimizer("nesterov", {"momentum": mu}, theory.sgd(mu, nesterov=True), _zeros(1), update)
+    return Nesterov(momentum)
 
 
 def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
@@ -116,95 +116,35 @@ def adam(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimi
     ------
     ValueError
         If a beta lies outside [0, 1) or eps is negative (so for every rule of this family).
+    TypeError
+        If one is no number.
     """
-    settings, update = _adam(betas, eps)
-    return Optimizer("adam", settings, theory.adam(settings["betas"]), _zeros(2), update)
+    return Adam(betas, eps)
 
 
 def adamw(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> Optimizer:
     """AdamW: w ← (1 − ηλ)w first, then Adam's step without decay. Chapter 05."""
-    settings, step_without_decay = _adam(betas, eps)
-    return Optimizer(
-        "adamw",
-        settings,
-        theory.adamw(settings["betas"]),
-        _zeros(2),
-        _decoupled(step_without_decay),
-    )
-
-
-def _adam(betas, eps):
-    b1, b2 = _pair("betas", betas)
-    eps = _at_least_0("eps", eps)
-
-    def update(w, g, state, lr, weight_decay, step):
-        m, v = state
-        g = _plus(g, weight_decay, w)
-        m = torch.lerp(m, g, 1 - b1)
-        v = torch.addcmul(b2 * v, g, g, value=1 - b2)
-        root = torch.add(eps, v.sqrt(), alpha=1 / math.sqrt(1 - b2**step))
-        return _minus(w, lr / (1 - b1**step), m / root), (m, v)
-
-    return {"betas": (b1, b2), "eps": eps}, update
+    return AdamW(betas, eps)
 
 
 def rmsprop(alpha: float = 0.99, eps: float = 1e-8) -> Optimizer:
     """RMSprop with L2, as torch has it (not centred, no momentum). Chapter 05."""
-    alpha, eps = _fraction("alpha", alpha), _at_least_0("eps", eps)
-
-    def update(w, g, state, lr, weight_decay, step):
-        (v,) = state
-        g = _plus(g, weight_decay, w)
-        v = torch.addcmul(alpha * v, g, g, value=1 - alpha)
-        return _minus(w, lr, g / (v.sqrt() + eps)), (v,)
-
-    return Optimizer("rmsprop", {"alpha": alpha, "eps": eps}, theory.rmsprop(), _zeros(1), update)
+    return RMSprop(alpha, eps)
 
 
 def adagrad(eps: float = 1e-10) -> Optimizer:
     """AdaGrad with L2: divides by the root of the sum of all squared gradients. Chapter 05."""
-    eps = _at_least_0("eps", eps)
-
-    def update(w, g, state, lr, weight_decay, step):
-        (total,) = state
-        g = _plus(g, weight_decay, w)
-        total = torch.addcmul(total, g, g)
-        return _minus(w, lr, g / (total.sqrt() + eps)), (total,)
-
-    return Optimizer("adagrad", {"eps": eps}, theory.adagrad(), _zeros(1), update)
+    return Adagrad(eps)
 
 
 def adadelta(rho: float = 0.9, eps: float = 1e-6) -> Optimizer:
     """Adadelta with L2: its step has the unit of w. Chapter 05."""
-    rho, eps = _fraction("rho", rho), _at_least_0("eps", eps)
-
-    def update(w, g, state, lr, weight_decay, step):
-        square, moved = state
-        g = _plus(g, weight_decay, w)
-        square = torch.addcmul(rho * square, g, g, value=1 - rho)
-        delta = (moved + eps).sqrt() / (square + eps).sqrt() * g
-        moved = torch.addcmul(rho * moved, delta, delta, value=1 - rho)
-        return _minus(w, lr, delta), (square, moved)
-
-    return Optimizer("adadelta", {"rho": rho, "eps": eps}, theory.adadelta(), _zeros(2), update)
+    return Adadelta(rho, eps)
 
 
 def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Optimizer:
     """Lion: the sign of a blend of gradient and average, decoupled decay (Chen et al. 2023)."""
-    b1, b2 = _pair("betas", betas)
-
-    def step_without_decay(w, g, state, lr, weight_decay, step):
-        (m,) = state
-        direction = torch.lerp(m, g, 1 - b1).sign()
-        return _minus(w, lr, direction), (torch.lerp(m, g, 1 - b2),)
-
-    return Optimizer(
-        "lion",
-        {"betas": (b1, b2)},
-        theory.lion((b1, b2)),
-        _zeros(1),
-        _decoupled(step_without_decay),
-    )
+    return Lion(betas)
 
 
 def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
@@ -212,7 +152,7 @@ def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
 
     Parameters
     ----------
-    rule : Optimizer
+    optimizer : Optimizer
         What makes the step; decay and all. Other parameters follow it unchanged.
     per : {"channel", "layer"}
         Whose norm is 1: each output channel's, as in the paper, or the whole layer's.
@@ -221,97 +161,188 @@ def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
     -----
     Source: van Laarhoven 2017, section 5.5. Chapter 07.
 
-    >>> w = unit_norm(sgd()).start(torch.tensor([[[3.0, 4.0]]]))
-    >>> w
+    >>> unit_norm(sgd()).start(torch.tensor([[[3.0, 4.0]]]))
     tensor([[[0.6000, 0.8000]]])
     """
-    dims = _group(per)
-
-    def start(w):
-        return w / w.norm(dim=dims, keepdim=True)
-
-    def update(w, g, state, lr, weight_decay, step):
-        w, state = optimizer.update(w, g, state, lr, weight_decay, step)
-        return start(w), state
-
-    return Optimizer(
-        "unit_norm",
-        {"optimizer": repr(optimizer), "per": per},
-        theory.unit_norm(),
-        optimizer.init,
-        update,
-        start,
-        optimizer.other or optimizer,
-    )
+    return UnitNorm(optimizer, per)
 
 
-def radial_free(optimizer: Optimizer, per: str = "channel") -> Optimizer:
-    """Only the part of each step that is orthogonal to w; decay acts by itself.
-
-    w ← (1 − ηλ)w − P(step), where the step is that of `rule` without decay and P removes its
-    component along w. It keeps momentum from lengthening w, and decay out of the step.
-
-    Parameters
-    ----------
-    rule : Optimizer
-    per : {"channel", "layer"}
-        Along whose w: each output channel's or the whole layer's.
-
-    Notes
-    -----
-    Source: the projection of SGDP and AdamP (Heo et al. 2021), here for every scale-invariant
-    weight, without their test for invariance. Chapter 07.
-    """
-    dims = _group(per)
-    if optimizer.name == "unit_norm":
-        raise ValueError("radial_free(unit_norm(...)) is no rule; use unit_norm(radial_free(...))")
-
-    def update(w, g, state, lr, weight_decay, step):
-        moved, state = optimizer.update(w, g, state, lr, 0.0, step)
-        delta = moved - w
-        unit = w / w.norm(dim=dims, keepdim=True)
-        delta = delta - (delta * unit).sum(dim=dims, keepdim=True) * unit
-        return w - lr * weight_decay * w + delta, state
-
-    p = optimizer.theory.scale_exponent
-    return Optimizer(
-        "radial_free",
-        {"optimizer": repr(optimizer), "per": per},
-        Theory(p, p),
-        optimizer.init,
-        update,
-        other=optimizer.other or optimizer,
-    )
+# The rules themselves ---------------------------------------------------------------------------
 
 
-def _group(per: str) -> tuple[int, ...]:
-    if per not in ("channel", "layer"):
-        raise ValueError(f'per must be "channel" or "layer", got {per!r}')
-    return (2,) if per == "channel" else (1, 2)
+def _betas(_: Any, attribute: "attrs.Attribute[Any]", values: Any) -> None:
+    if not isinstance(values, tuple) or len(values) != 2:
+        raise TypeError(f"{attribute.name} must be two numbers in [0, 1), got {values!r}")
+    for i, value in enumerate(values):
+        checked_number(f"{attribute.name}[{i}]", value, below=1)
 
 
-def _decoupled(step_without_decay):
-    """The decay as a factor on w, applied before the step, as AdamW and Lion have it."""
+@frozen(repr=False)
+class SGD(Optimizer):
+    @property
+    def theory(self) -> Theory:
+        return theory.sgd()
 
-    def update(w, g, state, lr, weight_decay, step):
-        return step_without_decay(_minus(w, lr * weight_decay, w), g, state, lr, 0.0, step)
-
-    return update
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        return g, state
 
 
-def _plus(g: Tensor, weight_decay: Tensor | float, w: Tensor) -> Tensor:
+@frozen(repr=False)
+class Momentum(Optimizer):
+    momentum: float = field(validator=number(below=1))
+    buffers = 1
+
+    @property
+    def theory(self) -> Theory:
+        return theory.sgd(self.momentum)
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        buffer = torch.add(g, state[0], alpha=self.momentum)
+        return buffer, (buffer,)
+
+
+@frozen(repr=False)
+class Nesterov(Momentum):
+    @property
+    def theory(self) -> Theory:
+        return theory.sgd(self.momentum, nesterov=True)
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        buffer, state = super().direction(g, state, step)
+        return torch.add(g, buffer, alpha=self.momentum), state
+
+
+@frozen(repr=False)
+class Adam(Optimizer):
+    betas: tuple[float, float] = field(validator=_betas)
+    eps: float = field(validator=number())
+    buffers = 2
+
+    @property
+    def theory(self) -> Theory:
+        return theory.adam(self.betas)
+
+    def rate(self, lr: Rate, step: int) -> Rate:
+        return lr / (1 - self.betas[0] ** step)
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        (m, v), (b1, b2) = state, self.betas
+        m = torch.lerp(m, g, 1 - b1)
+        v = torch.addcmul(b2 * v, g, g, value=1 - b2)
+        root = torch.add(self.eps, v.sqrt(), alpha=1 / math.sqrt(1 - b2**step))
+        return m / root, (m, v)
+
+
+@frozen(repr=False)
+class AdamW(Adam):
+    decoupled = True
+
+    @property
+    def theory(self) -> Theory:
+        return theory.adamw(self.betas)
+
+
+@frozen(repr=False)
+class RMSprop(Optimizer):
+    alpha: float = field(validator=number(below=1))
+    eps: float = field(validator=number())
+    buffers = 1
+
+    @property
+    def theory(self) -> Theory:
+        return theory.rmsprop()
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        v = torch.addcmul(self.alpha * state[0], g, g, value=1 - self.alpha)
+        return g / (v.sqrt() + self.eps), (v,)
+
+
+@frozen(repr=False)
+class Adagrad(Optimizer):
+    eps: float = field(validator=number())
+    buffers = 1
+
+    @property
+    def theory(self) -> Theory:
+        return theory.adagrad()
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        total = torch.addcmul(state[0], g, g)
+        return g / (total.sqrt() + self.eps), (total,)
+
+
+@frozen(repr=False)
+class Adadelta(Optimizer):
+    rho: float = field(validator=number(below=1))
+    eps: float = field(validator=number())
+    buffers = 2
+
+    @property
+    def theory(self) -> Theory:
+        return theory.adadelta()
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        square, moved = state
+        square = torch.addcmul(self.rho * square, g, g, value=1 - self.rho)
+        delta = (moved + self.eps).sqrt() / (square + self.eps).sqrt() * g
+        moved = torch.addcmul(self.rho * moved, delta, delta, value=1 - self.rho)
+        return delta, (square, moved)
+
+
+@frozen(repr=False)
+class Lion(Optimizer):
+    betas: tuple[float, float] = field(validator=_betas)
+    buffers = 1
+    decoupled = True
+
+    @property
+    def theory(self) -> Theory:
+        return theory.lion(self.betas)
+
+    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
+        (m,), (b1, b2) = state, self.betas
+        return torch.lerp(m, g, 1 - b1).sign(), (torch.lerp(m, g, 1 - b2),)
+
+
+@frozen(repr=False)
+class UnitNorm(Optimizer):
+    optimizer: Optimizer = field(validator=kind(Optimizer, "nl.nesterov()"))
+    per: str = field(validator=one_of("channel", "layer"))
+
+    @property
+    def name(self) -> str:
+        return "unit_norm"
+
+    @property
+    def theory(self) -> Theory:
+        return theory.unit_norm()
+
+    @property
+    def other(self) -> Optimizer:
+        return self.optimizer.other
+
+    def start(self, w: Tensor) -> Tensor:
+        return w / w.norm(dim=(2,) if self.per == "channel" else (1, 2), keepdim=True)
+
+    def init(self, w: Tensor) -> State:
+        return self.optimizer.init(w)
+
+    def update(
+        self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
+    ) -> tuple[Tensor, State]:
+        w, state = self.optimizer.update(w, g, state, lr, weight_decay, step)
+        return self.start(w), state
+
+
+def _plus(g: Tensor, weight_decay: Rate, w: Tensor) -> Tensor:
     """g + λw in one pass over memory, which is what an update costs."""
     if isinstance(weight_decay, Tensor):
         return torch.addcmul(g, weight_decay, w)
     return torch.add(g, w, alpha=weight_decay) if weight_decay else g
 
 
-def _minus(w: Tensor, lr: Tensor | float, step: Tensor) -> Tensor:
+def _minus(w: Tensor, lr: Rate, step: Tensor) -> Tensor:
     """w − η step in one pass."""
     if isinstance(lr, Tensor):
         return torch.addcmul(w, lr, step, value=-1)
     return torch.add(w, step, alpha=-lr)
-
-
-def _zeros(count: int) -> Callable[[Tensor], State]:
-    return lambda w: tuple(torch.zeros_like(w) for _ in range(count))

@@ -38,10 +38,10 @@ class Theory:
     _time: Formula = _unknown
 
     @property
-    def ridge_exponent(self) -> float:
+    def tradeoff_exponent(self) -> float:
         """κ: on an (lr, λ) grid at equilibrium, results depend on log lr + κ log λ alone.
 
-        >>> sgd().ridge_exponent, adam().ridge_exponent, adamw().ridge_exponent
+        >>> sgd().tradeoff_exponent, adam().tradeoff_exponent, adamw().tradeoff_exponent
         (1.0, 0.5, 1.0)
         """
         return self.scale_exponent / self.decay_exponent if self.scale_exponent else 0.0

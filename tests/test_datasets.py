@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import normlib as nl
-from normlib import datasets
+from normlib.data import datasets, generator_placeholder
 
 
 def test_mnist1d_is_the_known_data(data):

@@ -1,20 +1,21 @@
 """Data as tensors. Knows where data come from and how they are checked, nothing of networks."""
 
 import functools
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import attrs
 import numpy as np
 import torch
-from mnist1d import data as generator
 from torch import Tensor
 
 from normlib import files
+from normlib.validation import checked_whole
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class Identity:
     """What data are, without the data: enough to recognise them by.
 
@@ -27,42 +28,43 @@ class Identity:
     shape : (int, int, int)
         (C, H, W) of one image.
     classes : int
-    images : (str, str)
-        A number that depends on every pixel of the training and of the test images.
     labels : str
         A digest of all labels.
+    images : str or (float, float)
+        A digest of all pixels. For generated data, whose last bits differ between processors, a
+        number that depends on every pixel of the training images, and one of the test images.
     """
 
     source: str
     sizes: tuple[int, int]
     shape: tuple[int, int, int]
     classes: int
-    images: tuple[str, str]
     labels: str
+    images: str | tuple[float, float]
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """As JSON can hold it, for the record of an experiment."""
-        return {
-            "source": self.source,
-            "shape": [*self.sizes, *self.shape],
-            "classes": self.classes,
-            "images": list(self.images),
-            "labels": self.labels,
-        }
+        return attrs.asdict(self)
 
     @classmethod
-    def of(cls, settings: Mapping[str, object]) -> "Identity":
-        """The inverse of `settings`."""
-        train, test, *shape = settings["shape"]
-        return cls(
-            source=settings["source"],
-            sizes=(train, test),
-            shape=tuple(shape),
-            classes=settings["classes"],
-            images=tuple(settings["images"]),
-            labels=settings["labels"],
-        )
+    def of(cls, settings: Mapping[str, Any]) -> "Identity":
+        """The inverse of `settings`, after a journey through JSON."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+        }
+        return cls(**fields)
+
+    def matches(self, other: "Identity") -> bool:
+        """Whether these are the same data, generated ones up to rounding.
+
+        >>> here = mnist1d().identity
+        >>> there = attrs.evolve(here, images=tuple(number + 1e-7 for number in here.images))
+        >>> here == there, here.matches(there)
+        (False, True)
+        """
+        return files.agree(self.settings, other.settings)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Dataset:
     classes : int
     source : str
         Where the data come from, in words.
+    generated : bool
+        Whether the images were computed here, so that their last bits depend on the processor.
     """
 
     x_train: Tensor
@@ -87,6 +91,7 @@ class Dataset:
     y_test: Tensor
     classes: int
     source: str
+    generated: bool = False
 
     def __post_init__(self) -> None:
         for x, y, name in (
@@ -114,7 +119,8 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return tuple(self.x_train.shape[1:])
+        channels, height, width = self.x_train.shape[1:]
+        return channels, height, width
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -128,14 +134,16 @@ class Dataset:
         >>> mnist1d().identity.sizes
         (4000, 1000)
         """
-        return Identity(
-            source=self.source,
-            sizes=self.sizes,
-            shape=self.shape,
-            classes=self.classes,
-            images=(_projection(self.x_train), _projection(self.x_test)),
-            labels=files.fingerprint([self.y_train.tolist(), self.y_test.tolist()]),
-        )
+        arrays = [x.detach().cpu().contiguous().numpy() for x in (self.x_train, self.x_test)]
+        if self.generated:
+            images: str | tuple[float, float] = (
+                files.projection(arrays[0]),
+                files.projection(arrays[1]),
+            )
+        else:
+            images = files.digest(*(array.tobytes() for array in arrays))
+        labels = files.fingerprint([self.y_train.tolist(), self.y_test.tolist()])
+        return Identity(self.source, self.sizes, self.shape, self.classes, labels, images)
 
     def held_out(self, count: int) -> "Dataset":
         """The last `count` training images in place of the test images, to choose settings by.
@@ -146,10 +154,7 @@ class Dataset:
         >>> len(chosen.x_train), len(chosen.x_test)
         (3200, 800)
         """
-        if not isinstance(count, int) or not 1 <= count < len(self.x_train):
-            raise ValueError(
-                f"count must be a whole number from 1 to {len(self.x_train) - 1}, got {count!r}"
-            )
+        count = checked_whole("count", count, 1, len(self.x_train) - 1)
         return replace(
             self,
             x_train=self.x_train[:-count],
@@ -169,11 +174,7 @@ class Dataset:
         (1000, [100, 100, 100, 100, 100, 100, 100, 100, 100, 100])
         """
         fewest = int(self.y_train.bincount(minlength=self.classes).min())
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= fewest:
-            raise ValueError(
-                f"count must be a whole number from 1 to {fewest}, the size of the smallest "
-                f"class; got {count!r}"
-            )
+        count = checked_whole("count", count, 1, fewest)
         first = [(self.y_train == label).nonzero()[:count, 0] for label in range(self.classes)]
         chosen = torch.cat(first).sort().values
         return replace(
@@ -184,7 +185,9 @@ class Dataset:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Dataset":
-        """The same data on `device`, images as `dtype`."""
+        """The same data on `device`, images as `dtype`; themselves, if they are so already."""
+        if self.x_train.device == torch.device(device) and self.x_train.dtype == dtype:
+            return self
         return replace(
             self,
             x_train=self.x_train.to(device, dtype),
@@ -192,22 +195,6 @@ class Dataset:
             x_test=self.x_test.to(device, dtype),
             y_test=self.y_test.to(device),
         )
-
-
-def _projection(images: Tensor, at_once: int = 4096) -> str:
-    """One number that depends on every pixel and its place, to recognise the images by.
-
-    Rounded, since the last bits of generated data differ between processors; in slices, since
-    double precision takes twice the memory.
-    """
-    rows = images.detach().flatten(1)
-    left = torch.cos(0.37 * torch.arange(len(rows), dtype=torch.float64))
-    right = torch.cos(1.1 + 0.73 * torch.arange(rows.shape[1], dtype=torch.float64))
-    total = sum(
-        float(weights @ (some.cpu().double() @ right))
-        for weights, some in zip(left.split(at_once), rows.split(at_once), strict=True)
-    )
-    return f"{total / math.sqrt(rows.numel()):.4f}"
 
 
 # What the generator makes, rounded: the last bits differ between processors.
@@ -242,6 +229,8 @@ def mnist1d() -> Dataset:
     >>> data.shape, len(data.x_train), len(data.x_test), data.classes
     ((1, 1, 40), 4000, 1000, 10)
     """
+    from mnist1d import data as generator  # slow to import, and few need it
+
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         arrays = generator.make_dataset(generator.get_dataset_args())
@@ -270,6 +259,7 @@ def mnist1d() -> Dataset:
         y_test=torch.from_numpy(arrays["y_test"]),
         classes=10,
         source="MNIST-1D, generated with seed 42",
+        generated=True,
     )
 
 
@@ -308,4 +298,5 @@ def digits() -> Dataset:
         y_test=labels[1000:],
         classes=10,
         source="UCI digits as in scikit-learn, the first 1,000 to train",
+        generated=True,  # the mean and the standard deviation are
     )

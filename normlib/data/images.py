@@ -1,13 +1,12 @@
 """CIFAR-10, image folders and augmentation. Knows files and torchvision, nothing of networks."""
 
-import hashlib
 import os
 import warnings
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
+import attrs
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,22 +14,17 @@ from torch import Generator, Tensor
 
 from normlib import files
 from normlib.data.datasets import Dataset
+from normlib.validation import checked_kind, kind, whole
 
 SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
+@attrs.frozen
 class Augmentation:
     """Random mirror images and shifts of a minibatch, made where the images are."""
 
-    flip: bool
-    shift: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip must be True or False, got {self.flip!r}")
-        if isinstance(self.shift, bool) or not isinstance(self.shift, int) or self.shift < 0:
-            raise ValueError(f"shift must be a whole number of pixels, at least 0: {self.shift!r}")
+    flip: bool = attrs.field(validator=kind(bool, "True or False"))
+    shift: int = attrs.field(validator=whole(0))
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Changed copies of `images` (N, C, H, W).
@@ -63,7 +57,7 @@ def flip_and_shift(flip: bool = True, shift: int = 4) -> Augmentation:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         For other values.
 
     Notes
@@ -174,18 +168,15 @@ def image_folder(
                          else f"there is no folder {root}")  # fmt: skip
     names = _classes(root)
     found = {split: _torchvision().datasets.ImageFolder(root / split) for split in SPLITS}
-    listing = hashlib.sha256()
-    for split in SPLITS:
-        for file, _ in found[split].samples:
-            state = os.stat(file)
-            about = (os.path.relpath(file, root), state.st_size, state.st_mtime_ns)
-            listing.update(repr(about).encode())
-    kept = _cache(cache) / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
-    decoded = _kept(kept, listing.hexdigest())
+    states = [(file, os.stat(file)) for split in SPLITS for file, _ in found[split].samples]
+    listing = files.fingerprint(
+        [(os.path.relpath(file, root), state.st_size, state.st_mtime_ns) for file, state in states]
+    )
+    cached = _cache(cache) / f"{files.digest(str(root.resolve()).encode())}.npz"
+    decoded = _read_cache(cached, listing)
     if decoded is None:
-        decoded = {split: _decode(folder) for split, folder in found.items()}
-        _one_size(decoded, found)
-        _keep(kept, listing.hexdigest(), decoded)
+        decoded = _decode(found)
+        _write_cache(cached, listing, decoded)
     arrays = {
         split: (torch.from_numpy(decoded[split]), torch.tensor(found[split].targets))
         for split in SPLITS
@@ -197,12 +188,11 @@ def image_folder(
 
 
 def _path(name: str, value: str | Path) -> Path:
-    if not isinstance(value, str | Path):
-        raise ValueError(f"{name} must be the path of a folder, got {value!r}")
+    checked_kind(name, value, (str, Path), "the path of a folder")
     return Path(value)
 
 
-def _torchvision() -> ModuleType:
+def _torchvision() -> Any:
     try:
         import torchvision  # an extra: only this needs it
     except ImportError:
@@ -239,33 +229,26 @@ def _classes(root: Path) -> list[str]:
     return names["train"]
 
 
-def _decode(folder) -> np.ndarray:
-    """(N, 3, H, W) uint8 of all files of a torchvision ImageFolder."""
-    images: np.ndarray | None = None
-    for i, (file, _) in enumerate(folder.samples):
-        try:
-            image = np.asarray(folder.loader(file))
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
-            raise ValueError(f"{file} cannot be read as an image: {error}") from None
-        if images is None:
-            images = np.empty((len(folder), 3, *image.shape[:2]), np.uint8)
-        if image.shape[:2] != images.shape[2:]:
-            raise ValueError(_differ(file, image.shape[:2], folder.samples[0][0], images.shape[2:]))
-        images[i] = image.transpose(2, 0, 1)
-    return images
-
-
-def _one_size(decoded: dict[str, np.ndarray], found: dict) -> None:
-    (one, other), first = decoded.values(), [found[split].samples[0][0] for split in SPLITS]
-    if one.shape[1:] != other.shape[1:]:
-        raise ValueError(_differ(first[1], other.shape[2:], first[0], one.shape[2:]))
-
-
-def _differ(file: str, size: tuple, first: str, size_of_first: tuple) -> str:
-    return (
-        f"all images must have one size (height, width): {file} has {tuple(size)}, "
-        f"{first} has {tuple(size_of_first)}"
-    )
+def _decode(folders: dict[str, Any]) -> dict[str, np.ndarray]:
+    """(N, 3, H, W) uint8 of all files of each torchvision ImageFolder."""
+    decoded: dict[str, np.ndarray] = {}
+    first, size = "", ()
+    for split, folder in folders.items():
+        pictures = []
+        for file, _ in folder.samples:
+            try:
+                image = np.asarray(folder.loader(file))
+            except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for damaged files
+                raise ValueError(f"{file} cannot be read as an image: {error}") from None
+            first, size = first or file, size or image.shape[:2]
+            if image.shape[:2] != size:
+                raise ValueError(
+                    f"all images must have one size (height, width): {file} has "
+                    f"{image.shape[:2]}, {first} has {size}"
+                )
+            pictures.append(image.transpose(2, 0, 1))
+        decoded[split] = np.stack(pictures)
+    return decoded
 
 
 def _cache(folder: str | Path | None) -> Path:
@@ -274,7 +257,7 @@ def _cache(folder: str | Path | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normlib"
 
 
-def _kept(path: Path, listing: str) -> dict[str, np.ndarray] | None:
+def _read_cache(path: Path, listing: str) -> dict[str, np.ndarray] | None:
     """Decoded images, if they are there, whole, and of these files."""
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
@@ -285,10 +268,11 @@ def _kept(path: Path, listing: str) -> dict[str, np.ndarray] | None:
     return None
 
 
-def _keep(path: Path, listing: str, decoded: dict[str, np.ndarray]) -> None:
+def _write_cache(path: Path, listing: str, decoded: dict[str, np.ndarray]) -> None:
+    contents: dict[str, Any] = {"listing": np.array(listing), **decoded}
     try:
         with files.whole(path, f".{os.getpid()}.tmp") as file:
-            np.savez(file, listing=np.array(listing), **decoded)
+            np.savez(file, **contents)
     except OSError as error:
         warnings.warn(
             f"decoded images could not be kept in {path.parent} ({error}); they will be decoded "

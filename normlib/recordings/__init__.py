@@ -1,275 +1,71 @@
-"""Sweeps computed once and shipped with the package. Knows their definitions and their parts.
+"""Sweeps computed once and shipped with the package, one file each. Knows sweeps and NetCDF.
 
-`DEFINITIONS` says what each recording is; the parts beside this file hold what came out, with the
-specification they were made from. `python -m normlib.recordings` makes what is missing.
+`definitions` says what each recording is; the files beside it hold what came out, the settings
+they were made with, and where each part of them was computed. ``python -m normlib.recordings``
+makes what is missing.
 """
 
 import contextlib
 import functools
+import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
+import attrs
+import numpy as np
 import xarray as xr
 
-from normlib import datasets, images, nets, parts, rules, sweeps
+from normlib import files
+from normlib.data import Dataset, Identity, flip_and_shift, image_folder
+from normlib.networks import convnet
+from normlib.recordings.definitions import (
+    CIFAR10_JPEG,
+    DEFINITIONS,
+    FULL_SIZE,
+    definition,
+    linear_end,
+)
+from normlib.sweeps import Sweep, fast_precision, store
+from normlib.sweeps.spec import ALGORITHM, Part
+from normlib.sweeps.training import FINAL
+
+__all__ = ["DEFINITIONS", "FULL_SIZE", "Recording", "full_size", "linear_end", "recorded"]
 
 FOLDER = Path(__file__).parent
 
-# 1,000 images a class of a JPEG copy of CIFAR-10, and its whole test set. JPEG loses something:
-# these are not the published images.
-CIFAR10_JPEG = datasets.Identity(
-    source="CIFAR-10, a JPEG copy; the first 1,000 training images of each class",
-    sizes=(10000, 10000),
-    shape=(3, 32, 32),
-    classes=10,
-    images=("-0.1911", "-0.2904"),
-    labels="085a88a5ff422c6a",
-)
 
-
-def linear_end(step: int, steps: int) -> float:
-    """A constant learning rate that falls to 0 in a straight line over the last 30 % of the steps.
-
-    >>> [linear_end(step, 10) for step in (0, 7, 9)]
-    [1.0, 1.0, 0.3333333333333333]
-    """
-    return min(1.0, (steps - step) / (0.3 * steps))
-
-
-def _grid(optimizer: rules.Optimizer, **changes: object) -> dict[str, object]:
-    """What all grids of MNIST-1D share."""
-    return {
-        "net": nets.convnet(width=25, depth=3, norm="batch"),
-        "data": datasets.mnist1d(),
-        "optimizer": optimizer,
-        "seed": range(5),
-        "epochs": 40,
-        "batch_size": 100,
-        "schedule": linear_end,
-        "every": 100,
-        "device": "cpu",  # a recording is what it is, wherever it is read
-        **changes,
-    }
-
-
-def _nesterov() -> dict[str, object]:
-    return _grid(
-        rules.nesterov(0.9),
-        lr=[0.01, 0.03, 0.1, 0.3, 1, 3],
-        weight_decay=[0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
-    )
-
-
-def _adam(optimizer: rules.Optimizer, weight_decay: list[float]) -> dict[str, object]:
-    lr = [3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
-    return _grid(optimizer, lr=lr, weight_decay=weight_decay, epochs=60)
-
-
-def _unit_norm() -> dict[str, object]:
-    return _grid(
-        rules.unit_norm(rules.nesterov(0.9)),
-        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
-        weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10],
-    )
-
-
-def _validated(definition: dict[str, object]) -> dict[str, object]:
-    """Judged by training images held out instead of the test images."""
-    return definition | {"data": datasets.mnist1d().held_out(800)}
-
-
-def _reported(definition: dict[str, object], lr: float, weight_decay: float) -> dict[str, object]:
-    """One cell, with seeds that had no part in choosing it."""
-    return definition | {"lr": lr, "weight_decay": weight_decay, "seed": range(5, 45)}
-
-
-def _both_decays(decay: str) -> dict[str, object]:
-    lambdas = [1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
-    return _grid(rules.nesterov(0.9), lr=0.1, weight_decay=lambdas, decay=decay, seed=range(10))
-
-
-def _first_steps(factor: float) -> dict[str, object]:
-    """The learning rate of the hidden weights multiplied in the first 100 steps."""
-
-    def schedule(step: int, steps: int) -> float:
-        return linear_end(step, steps) * (factor if step < 100 else 1.0)
-
-    return _grid(
-        rules.nesterov(0.9),
-        lr=0.03,
-        lr_other=0.05,
-        weight_decay=[0, 0.01],
-        schedule=schedule,
-        schedule_other=linear_end,
-    )
-
-
-def _cifar10(
-    optimizer: rules.Optimizer, lr: list[float], weight_decay: list[float], seeds: int = 3
-) -> dict[str, object]:
-    """What the grids of CIFAR-10 share; γ, β and the head at a learning rate of their own."""
-    return _grid(
-        optimizer,
-        net=nets.convnet(width=32, depth=3, norm="batch"),
-        data=CIFAR10_JPEG,
-        lr=lr,
-        weight_decay=weight_decay,
-        lr_other=0.003 if optimizer.name == "adam" else 0.05,
-        seed=range(seeds),
-        epochs=10,
-    )
-
-
-_L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
-_DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
-
-DEFINITIONS = {
-    # The Nesterov grid, the paper's way: one learning rate for every parameter.
-    "nesterov": _nesterov,
-    # The same, with γ, β and the head at a learning rate of their own.
-    "nesterov_other": lambda: _nesterov() | {"lr_other": 0.05},
-    # The same on a second data set; ten steps an epoch.
-    "digits_other": lambda: (
-        _nesterov() | {"data": datasets.digits(), "lr_other": 0.05, "epochs": 100}
-    ),
-    # The Adam grid, the paper's way and with a learning rate of their own.
-    "adam": lambda: _adam(rules.adam(), _L2),
-    "adam_other": lambda: _adam(rules.adam(), _L2) | {"lr_other": 0.003},
-    "adamw_other": lambda: _adam(rules.adamw(), _DECOUPLED) | {"lr_other": 0.003},
-    # The normalized grid, the paper's way and with a learning rate of their own for the rest.
-    "unit_norm": _unit_norm,
-    "unit_norm_other": lambda: _unit_norm() | {"lr_other": 0.05},
-    # To choose the best cell by: the Nesterov grid, and one line of the normalized grid.
-    "nesterov_validation": lambda: _validated(_nesterov()),
-    "unit_norm_validation": lambda: _validated(_unit_norm()) | {"weight_decay": 0.0},
-    # What they chose, with other seeds and the test images: the plane's best cell, the best of
-    # its line λ = 0, and the best of the normalized line.
-    "nesterov_report": lambda: _reported(_nesterov(), 0.01, 0.1),
-    "nesterov_line_report": lambda: _reported(_nesterov(), 0.3, 0.0),
-    "unit_norm_report": lambda: _reported(_unit_norm(), 0.1, 0.0),
-    # Decay on all weights, and on γ, β and the head's bias too.
-    "decay_weights": lambda: _both_decays("weights"),
-    "decay_all": lambda: _both_decays("all"),
-    # The first 100 steps with another learning rate.
-    "first_tenth": lambda: _first_steps(0.1),
-    "first_same": lambda: _first_steps(1.0),
-    "first_tenfold": lambda: _first_steps(10.0),
-    # The three grids on CIFAR-10.
-    "cifar10_nesterov": lambda: _cifar10(
-        rules.nesterov(0.9),
-        lr=[0.01, 0.03, 0.1, 0.3, 1],
-        weight_decay=[0, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1],
-        seeds=5,
-    ),
-    "cifar10_adam": lambda: _cifar10(
-        rules.adam(),
-        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
-        weight_decay=[0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
-    ),
-    "cifar10_unit_norm": lambda: _cifar10(
-        rules.unit_norm(rules.nesterov(0.9)),
-        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
-        weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1],
-    ),
-}
-
-
-# On the published images, whole, for a CUDA device; `recorded` finds those that somebody ran.
-FULL_SIZE = {f"full_{name}": name for name in DEFINITIONS if name.startswith("cifar10_")}
-
-
-def full_size(
-    name: str,
-    data: datasets.Dataset | datasets.Identity,
-    keep: str | Path | None = None,
-    **changes: object,
-) -> dict[str, object]:
-    """The arguments of `nl.sweep` for a grid of `FULL_SIZE`, on the device that a sweep takes.
-
-    Parameters
-    ----------
-    name : str
-        E.g. ``"full_cifar10_nesterov"``.
-    data : Dataset or Identity
-        ``nl.cifar10(root)``.
-    keep : str, Path or None
-        The sweep's folder. If parts are there, they decide the precision: the next device may
-        compute fastest with another.
-    **changes
-        Other arguments of `nl.sweep`.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    ValueError
-        For an unknown name.
-
-    Notes
-    -----
-    Settings were chosen without having been run. Chapter 10.
-
-    >>> full_size("full_cifar10_adam", nl.mnist1d())["epochs"]
-    30
-    """
-    if name not in FULL_SIZE:
-        raise ValueError(f'no grid of full size is named "{name}"; there are {_list(FULL_SIZE)}')
-    return DEFINITIONS[FULL_SIZE[name]]() | {
-        "net": nets.convnet(width=64, depth=3, norm="batch"),
-        "data": data,
-        "epochs": 30,
-        "augment": images.flip_and_shift(),
-        "precision": _precision_of(keep) or sweeps.fast_precision(),
-        "device": None,
-        "keep": keep,
-        **changes,
-    }
-
-
-def _precision_of(folder: str | Path | None) -> str | None:
-    """That of the first whole part in a folder."""
-    for path in sorted(Path(folder).glob("seed*.npz")) if folder else ():
-        with contextlib.suppress(ValueError, KeyError, OSError):
-            return files.read(path)[1]["settings"]["precision"]
-    return None
-
-
-@dataclass(frozen=True)
+@attrs.frozen(eq=False)
 class Recording:
     """A recorded sweep.
 
     Attributes
     ----------
     name : str
-    definition : dict
-        The arguments of `nl.sweep` that make it.
+    spec : Sweep
+        What was run.
     runs : xarray.Dataset
         What came out, raw values of every seed.
     provenance : list of dict
-        For each part: versions, device, threads, date and seconds.
+        For each part: its seed and cells, versions, device, threads, date and seconds.
     """
 
     name: str
-    definition: dict[str, object]
-    runs: xr.Dataset
-    provenance: list[dict[str, object]]
+    spec: Sweep
+    runs: xr.Dataset = attrs.field(repr=False)
+    provenance: list[dict[str, Any]] = attrs.field(repr=False)
 
-    def rerun(self, **changes: object) -> xr.Dataset:
-        """Compute it now, with some arguments of `nl.sweep` changed.
+    def rerun(self, **changes: Any) -> xr.Dataset:
+        """Compute it now, with some arguments of `nl.Sweep` changed. Chapter 04.
 
-        >>> recording = recorded("nesterov")  # doctest: +SKIP
-        >>> recording.rerun(seed=range(3))  # doctest: +SKIP
+        >>> recorded("nesterov").rerun(seed=range(3))  # doctest: +SKIP
         """
-        return sweeps.sweep(**with_images(self.definition | changes))
+        return with_images(self.spec.replace(**changes)).run()
 
 
 def recorded(name: str) -> Recording:
-    """A sweep that takes minutes, from the parts that were shipped.
+    """A sweep that takes minutes, from the file that was shipped.
 
     With the environment variable ``NORMLIB_RERUN=1`` it is computed anew instead.
 
@@ -287,79 +83,182 @@ def recorded(name: str) -> Recording:
     ValueError
         For an unknown name.
     RuntimeError
-        If parts are missing, damaged, or of another specification than the definition's.
+        If the file is missing, damaged, or of other settings than the definition's.
 
     Notes
     -----
     Chapter 04 shows the first ones.
+
+    >>> recorded("nesterov").runs.test_error.dims
+    ('lr', 'weight_decay', 'seed')
+    """
+    if name not in FULL_SIZE and os.environ.get("NORMLIB_RERUN") == "1":
+        return Recording(name, definition(name), with_images(definition(name)).run(), [])
+    full = name in FULL_SIZE
+    spec = None if full else definition(name)
+    make = "make gpu, on a CUDA device" if full else "python -m normlib.recordings"
+    path = FOLDER / f"{name}.nc"
+    if not path.exists():
+        raise RuntimeError(f'recording "{name}" has no file; make it: {make}')
+    runs, settings, provenance = _read(path)
+    spec = spec or _as_it_was_run(name, settings)
+    # A newer version of the algorithm does not make a recording wrong: see `outdated`.
+    if not files.agree(settings | {"algorithm": 0}, spec.settings | {"algorithm": 0}):
+        raise RuntimeError(
+            f'recording "{name}" was made with other settings than its definition has now; '
+            f"remove {path.name} and make it again: {make}"
+        )
+    return Recording(name, spec, runs, provenance)
+
+
+def outdated() -> list[str]:
+    """Names of shipped recordings that another version of the algorithm made."""
+    made = {name: FOLDER / f"{name}.nc" for name in DEFINITIONS}
+    return [
+        name
+        for name, path in made.items()
+        if path.exists() and _read(path)[1]["algorithm"] != ALGORITHM
+    ]
+
+
+def record(name: str, parts: Path) -> None:
+    """Make or finish a recording, with its parts in a folder while it is made.
+
+    One of `FULL_SIZE` is only put together, of parts that chapter 10 has computed.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or if images or parts are missing.
+    """
+    if name in FULL_SIZE:
+        made = [store.read(path) for path in sorted(parts.glob("seed*.npz"))]
+        if not made:
+            raise ValueError(f'{parts} holds no parts of "{name}"; they are made by: make gpu')
+        spec = _as_it_was_run(name, made[0][1]["settings"])
+    else:
+        spec = with_images(definition(name))
+        spec.run(parts)
+        made = list(store.usable(parts, spec.settings))
+    _write(FOLDER / f"{name}.nc", spec, made)
+
+
+def _write(path: Path, spec: Sweep, made: list[tuple[store.Arrays, store.About]]) -> None:
+    """One file from all parts of a sweep and what each says about itself."""
+    found = {Part(about["seed"], about["first"], about["stop"]): (a, about) for a, about in made}
+    parts = list(spec.parts(made[0][1]["chunk_size"]))
+    if missing := [part.label for part in parts if part not in found]:
+        raise ValueError(f"parts are missing: {', '.join(missing)}")
+    runs = spec.assemble(found[part][0] for part in parts)
+    for name in set(runs.data_vars) - set(FINAL):
+        narrow = runs[name].astype(np.float32)
+        if narrow.equals(runs[name]):  # traces were computed in single precision
+            runs[name] = narrow
+    about = [
+        {key: value for key, value in found[part][1].items() if key != "settings"} for part in parts
+    ]
+    shared = {key: value for key, value in about[0].items() if all(a[key] == value for a in about)}
+    runs.attrs |= {
+        "settings": json.dumps(found[parts[0]][1]["settings"]),
+        "shared": json.dumps(shared),
+        "parts": json.dumps([{k: v for k, v in a.items() if k not in shared} for a in about]),
+        "digest": _digest(runs),
+    }
+    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in runs.data_vars}
+    with tempfile.TemporaryDirectory() as folder, files.whole(path) as file:
+        runs.to_netcdf(Path(folder) / path.name, engine="h5netcdf", encoding=encoding)
+        file.write((Path(folder) / path.name).read_bytes())
+
+
+def _read(path: Path) -> tuple[xr.Dataset, dict[str, Any], list[dict[str, Any]]]:
+    """Runs in double precision, settings, and what each part says about itself."""
+    try:
+        runs = xr.load_dataset(path, engine="h5netcdf")
+        whole = runs.attrs.pop("digest") == _digest(runs)
+    except (OSError, KeyError, ValueError, RuntimeError):
+        whole = False
+    if not whole:
+        raise RuntimeError(f'recording "{path.stem}": {path} is damaged or incomplete')
+    settings, shared, parts = (
+        json.loads(runs.attrs.pop(key)) for key in ("settings", "shared", "parts")
+    )
+    provenance = [shared | part for part in parts]
+    runs.attrs["seconds"] = sum(part["seconds"] for part in provenance)
+    runs.attrs |= {key: provenance[0][key] for key in ("torch", "device", "threads", "date")}
+    for name in runs.data_vars:
+        runs[name] = runs[name].astype(float)
+    return runs, settings, provenance
+
+
+def _digest(runs: xr.Dataset) -> str:
+    """Of all numbers: the bytes of a NetCDF file differ between versions of its library."""
+    names = sorted(map(str, runs.data_vars))
+    return files.digest(*(runs[n].values.astype(runs[n].dtype.newbyteorder("<")).tobytes()
+                          for n in names))  # fmt: skip
+
+
+def _as_it_was_run(name: str, settings: dict[str, Any]) -> Sweep:
+    """The spec of a grid of full size, on whatever machine it is read."""
+    data = Identity.of(settings["data"])
+    return full_size(name, data, precision=settings["precision"], device="cpu")
+
+
+def full_size(
+    name: str,
+    data: Dataset | Identity,
+    checkpoint_dir: str | Path | None = None,
+    **changes: Any,
+) -> Sweep:
+    """A grid of `FULL_SIZE`, on the device that a sweep takes.
+
+    Parameters
+    ----------
+    name : str
+        E.g. ``"full_cifar10_nesterov"``.
+    data : Dataset or Identity
+        ``nl.cifar10(root)``.
+    checkpoint_dir : str, Path or None
+        Where it will be run. If parts are there, they decide the precision: the next device may
+        compute fastest with another.
+    **changes
+        Other arguments of `nl.Sweep`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
+    Notes
+    -----
+    Settings were chosen without having been run. Chapter 10.
+
+    >>> full_size("full_cifar10_adam", nl.mnist1d()).epochs
+    30
     """
     if name not in FULL_SIZE:
-        definition = _definition(name)
-        if os.environ.get("NORMLIB_RERUN") == "1":
-            return Recording(name, definition, sweeps.sweep(**with_images(definition)), [])
-    found = []
-    for path in sorted((FOLDER / name).glob("*.npz")):
-        try:
-            found.append(files.read(path))
-        except ValueError as error:
-            raise RuntimeError(f'recording "{name}": {error}') from None
-    make = "make gpu, on a CUDA device" if name in FULL_SIZE else "python -m normlib.recordings"
-    if not found:
-        raise RuntimeError(f'recording "{name}" has no parts; make it: {make}')
-    if name in FULL_SIZE:
-        definition, plan = _as_it_was_run(name, found[0][1]["settings"])
-    else:
-        plan = sweeps.plan(**definition)
-    spec = plan.spec
-    if any(about["spec"] != spec for _, about in found):
-        raise RuntimeError(
-            f'recording "{name}" has parts of another specification than its definition has now; '
-            f"remove them and make it again: {make}"
-        )
-    runs = sweeps.assemble(plan, found)
-    keys = ("device", "threads", "torch", "numpy", "python", "machine", "date", "seconds")
-    provenance = [{key: about[key] for key in keys} for _, about in found]
-    runs.attrs["seconds"] = sum(p["seconds"] for p in provenance)
-    runs.attrs |= {key: provenance[0][key] for key in ("torch", "device", "threads", "date")}
-    return Recording(name, definition, runs, provenance)
+        known = ", ".join(FULL_SIZE)
+        raise ValueError(f'no grid of full size is named "{name}"; there are {known}')
+    settings = {
+        "net": convnet(width=64, depth=3, norm="batch"),
+        "data": data,
+        "epochs": 30,
+        "augment": flip_and_shift(),
+        "precision": _precision_of(checkpoint_dir) or fast_precision(),
+        "device": None,
+    }
+    return DEFINITIONS[FULL_SIZE[name]]().replace(**settings | changes)
 
 
-def _as_it_was_run(name: str, settings: dict) -> tuple[dict[str, object], sweeps._Plan]:
-    """Definition and plan of a grid of full size, on whatever machine they are read.
-
-    Images, device and precision are those of the machine that ran it.
-    """
-    device = settings["device"]
-    definition = full_size(
-        name,
-        datasets.Identity.of(settings["data"]),
-        precision=settings["precision"],
-        device=device,
-    )
-    plan = sweeps.plan(**definition | {"device": "cpu"})  # this machine may lack that device
-    return definition, replace(plan, device=torch.device(device))
+def _precision_of(folder: str | Path | None) -> str | None:
+    """That of the first whole part in a folder."""
+    for path in sorted(Path(folder).glob("seed*.npz")) if folder else ():
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            return str(store.read(path)[1]["settings"]["precision"])
+    return None
 
 
-def _definition(name: str) -> dict[str, object]:
-    if name in FULL_SIZE:
-        raise ValueError(f'"{name}" is made by chapter 10 on a CUDA device: make gpu')
-    if name not in DEFINITIONS:
-        known = _list([*DEFINITIONS, *FULL_SIZE])
-        raise ValueError(f'no recording is named "{name}"; there are {known}')
-    return DEFINITIONS[name]()
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
-def record(name: str) -> None:
-    """Make or finish a recording; an interrupted one goes on where it stopped."""
-    sweeps.sweep(**with_images(_definition(name)), keep=FOLDER / name)
-
-
-def with_images(definition: dict[str, object]) -> dict[str, object]:
-    """The definition with the images themselves, so that it can be trained.
+def with_images(spec: Sweep) -> Sweep:
+    """The spec with the images themselves, so that it can be run.
 
     Raises
     ------
@@ -367,9 +266,9 @@ def with_images(definition: dict[str, object]) -> dict[str, object]:
         If the images are not shipped, and the environment variable ``NORMLIB_CIFAR10`` does not
         name the folder that holds them.
     """
-    wanted = definition["data"]
-    if not isinstance(wanted, datasets.Identity):
-        return definition
+    wanted = spec.data
+    if isinstance(wanted, Dataset):
+        return spec
     if wanted != CIFAR10_JPEG:
         raise ValueError(f'the images of "{wanted.source}" are not shipped: give data=…')
     folder = os.environ.get("NORMLIB_CIFAR10")
@@ -383,9 +282,9 @@ def with_images(definition: dict[str, object]) -> dict[str, object]:
         raise ValueError(
             f'NORMLIB_CIFAR10: the images in {folder} are not those of "{wanted.source}"'
         )
-    return definition | {"data": data}
+    return spec.replace(data=data)
 
 
 @functools.lru_cache(maxsize=1)
-def _jpeg_copy(folder: str) -> datasets.Dataset:
-    return images.image_folder(folder, source="CIFAR-10, a JPEG copy").balanced(1000)
+def _jpeg_copy(folder: str) -> Dataset:
+    return image_folder(folder, source="CIFAR-10, a JPEG copy").balanced(1000)

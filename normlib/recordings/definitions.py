@@ -1,0 +1,166 @@
+"""What each recording is, as a sweep. Knows sweeps and data; reads no file."""
+
+from collections.abc import Callable
+from typing import Any
+
+from normlib.data import Identity, digits, mnist1d
+from normlib.networks import convnet
+from normlib.optimizers import Optimizer, adam, adamw, nesterov, unit_norm
+from normlib.sweeps import Sweep
+
+# 1,000 images a class of a JPEG copy of CIFAR-10, and its whole test set. JPEG loses something:
+# these are not the published images.
+CIFAR10_JPEG = Identity(
+    source="CIFAR-10, a JPEG copy; the first 1,000 training images of each class",
+    sizes=(10000, 10000),
+    shape=(3, 32, 32),
+    classes=10,
+    labels="085a88a5ff422c6a",
+    images="7d5df87323899479",
+)
+
+
+def linear_end(step: int, steps: int) -> float:
+    """A constant learning rate that falls to 0 in a straight line over the last 30 % of the steps.
+
+    >>> [linear_end(step, 10) for step in (0, 7, 9)]
+    [1.0, 1.0, 0.3333333333333333]
+    """
+    return min(1.0, (steps - step) / (0.3 * steps))
+
+
+def _grid(optimizer: Optimizer, **changes: Any) -> Sweep:
+    """What all grids of MNIST-1D share."""
+    return Sweep(
+        net=convnet(width=25, depth=3, norm="batch"),
+        data=changes.pop("data", None) or mnist1d(),
+        optimizer=optimizer,
+        **{
+            "seed": range(5),
+            "epochs": 40,
+            "schedule": linear_end,
+            "record_every": 100,
+            "device": "cpu",  # a recording is what it is, wherever it is read
+            **changes,
+        },
+    )
+
+
+def _nesterov(**changes: Any) -> Sweep:
+    lr = [0.01, 0.03, 0.1, 0.3, 1, 3]
+    weight_decay = [0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
+    return _grid(nesterov(0.9), **{"lr": lr, "weight_decay": weight_decay, **changes})
+
+
+def _adam(optimizer: Optimizer, weight_decay: list[float], **changes: Any) -> Sweep:
+    lr = [3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
+    return _grid(optimizer, lr=lr, weight_decay=weight_decay, epochs=60, **changes)
+
+
+def _unit_norm(**changes: Any) -> Sweep:
+    lr = [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3]
+    weight_decay = [0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10]
+    return _grid(unit_norm(nesterov(0.9)), **{"lr": lr, "weight_decay": weight_decay, **changes})
+
+
+def _reported(spec: Sweep, lr: float, weight_decay: float) -> Sweep:
+    """One cell, with seeds that had no part in choosing it."""
+    return spec.replace(lr=lr, weight_decay=weight_decay, seed=range(5, 45))
+
+
+def _both_decays(decay_on: str) -> Sweep:
+    weight_decay = [1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
+    return _nesterov(lr=0.1, weight_decay=weight_decay, decay_on=decay_on, seed=range(10))
+
+
+def _first_steps(factor: float) -> Sweep:
+    """The learning rate of the hidden weights multiplied in the first 100 steps."""
+
+    def schedule(step: int, steps: int) -> float:
+        return linear_end(step, steps) * (factor if step < 100 else 1.0)
+
+    return _nesterov(
+        lr=0.03, lr_other=0.05, weight_decay=[0, 0.01], schedule=schedule, schedule_other=linear_end
+    )
+
+
+def _cifar10(
+    optimizer: Optimizer, lr: list[float], weight_decay: list[float], **changes: Any
+) -> Sweep:
+    """What the grids of CIFAR-10 share; γ, β and the head at a learning rate of their own."""
+    shared = {"data": CIFAR10_JPEG, "lr_other": 0.05, "seed": range(3), "epochs": 10}
+    spec = _grid(optimizer, lr=lr, weight_decay=weight_decay, **shared | changes)
+    return spec.replace(net=convnet(width=32, depth=3, norm="batch"))
+
+
+_L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
+_DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
+
+DEFINITIONS: dict[str, Callable[[], Sweep]] = {
+    # The Nesterov grid, the paper's way: one learning rate for every parameter.
+    "nesterov": _nesterov,
+    # The same, with γ, β and the head at a learning rate of their own.
+    "nesterov_other": lambda: _nesterov(lr_other=0.05),
+    # The same on a second data set; ten steps an epoch.
+    "digits_other": lambda: _nesterov(data=digits(), lr_other=0.05, epochs=100),
+    # The Adam grid, the paper's way and with a learning rate of their own.
+    "adam": lambda: _adam(adam(), _L2),
+    "adam_other": lambda: _adam(adam(), _L2, lr_other=0.003),
+    "adamw_other": lambda: _adam(adamw(), _DECOUPLED, lr_other=0.003),
+    # The normalized grid, the paper's way and with a learning rate of their own for the rest.
+    "unit_norm": _unit_norm,
+    "unit_norm_other": lambda: _unit_norm(lr_other=0.05),
+    # To choose the best cell by: the Nesterov grid, and one line of the normalized grid.
+    "nesterov_validation": lambda: _nesterov(data=mnist1d().held_out(800)),
+    "unit_norm_validation": lambda: _unit_norm(data=mnist1d().held_out(800), weight_decay=0.0),
+    # What they chose, with other seeds and the test images: the plane's best cell, the best of
+    # its line λ = 0, and the best of the normalized line.
+    "nesterov_report": lambda: _reported(_nesterov(), 0.01, 0.1),
+    "nesterov_line_report": lambda: _reported(_nesterov(), 0.3, 0.0),
+    "unit_norm_report": lambda: _reported(_unit_norm(), 0.1, 0.0),
+    # Decay on all weights, and on γ, β and the head's bias too.
+    "decay_weights": lambda: _both_decays("weights"),
+    "decay_all": lambda: _both_decays("all"),
+    # The first 100 steps with another learning rate.
+    "first_tenth": lambda: _first_steps(0.1),
+    "first_same": lambda: _first_steps(1.0),
+    "first_tenfold": lambda: _first_steps(10.0),
+    # The three grids on CIFAR-10.
+    "cifar10_nesterov": lambda: _cifar10(
+        nesterov(0.9),
+        lr=[0.01, 0.03, 0.1, 0.3, 1],
+        weight_decay=[0, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1],
+        seed=range(5),
+    ),
+    "cifar10_adam": lambda: _cifar10(
+        adam(),
+        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
+        weight_decay=[0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
+        lr_other=0.003,
+    ),
+    "cifar10_unit_norm": lambda: _cifar10(
+        unit_norm(nesterov(0.9)),
+        lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
+        weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1],
+    ),
+}
+
+
+# On the published images, whole, for a CUDA device; `recorded` finds those that somebody ran.
+FULL_SIZE = {f"full_{name}": name for name in DEFINITIONS if name.startswith("cifar10_")}
+
+
+def definition(name: str) -> Sweep:
+    """The sweep that a recording was made by.
+
+    Raises
+    ------
+    ValueError
+        If none has this name.
+    """
+    if name in FULL_SIZE:
+        raise ValueError(f'"{name}" is made by chapter 10 on a CUDA device: make gpu')
+    if name not in DEFINITIONS:
+        known = ", ".join([*DEFINITIONS, *FULL_SIZE])
+        raise ValueError(f'no recording is named "{name}"; there are {known}')
+    return DEFINITIONS[name]()
