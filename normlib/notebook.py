@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from normlib.analysis import interval
+
 # Okabe and Ito's palette, told apart with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE: dict[Any, Any] = {
@@ -44,23 +46,6 @@ class CheckError(AssertionError):
     """A measurement lies outside its prediction: the page's claim does not hold here."""
 
 
-def interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean and 95 % t-interval (mean, low, high) of independent values, e.g. one a seed.
-
-    >>> [round(v, 2) for v in interval([1.0, 2.0, 3.0])]
-    [2.0, -0.48, 4.48]
-    """
-    from scipy import stats  # slow to import, and few need it
-
-    values = _numbers("values", values)
-    if len(values) == 0:
-        raise ValueError("interval needs at least one value")
-    mean = float(values.mean())
-    more = len(values) - 1
-    half = float(stats.t.ppf(0.975, more) * stats.sem(values)) if more else 0.0
-    return mean, mean - half, mean + half
-
-
 @dataclass(frozen=True)
 class Prediction:
     """Where values should lie: near an expected number, below a bound, above one, or between.
@@ -80,6 +65,8 @@ class Prediction:
 
     >>> Prediction(below=0.9).admits([0.2, 0.3, 0.4])
     True
+    >>> Prediction(expected=1, tolerance=0.1, each=True).admits([0.95, 1.2])
+    False
     """
 
     expected: float | None = None
@@ -97,7 +84,10 @@ class Prediction:
                 raise ValueError(f"{name} must be finite, a tolerance above 0; got {value}")
             object.__setattr__(self, name, float(value))
         if set(given) not in ({"expected", "tolerance"}, {"below"}, {"above"}, {"below", "above"}):
-            raise ValueError(f"give expected and tolerance, or below, above; got {list(given)}")
+            raise ValueError(
+                "give expected and tolerance, or below, above or both of these; got "
+                f"{' and '.join(given) or 'nothing'}"
+            )
         if given.get("above", -math.inf) >= given.get("below", math.inf):
             raise ValueError(f"no value lies {self}")
 
@@ -114,10 +104,9 @@ class Prediction:
 
     def summary(self, values: ArrayLike) -> tuple[float, float, float]:
         """Mean of the values, and what of them must lie inside: their interval, or all of them."""
+        values = np.asarray(values, float)
         mean, low, high = interval(values)
-        if self.each:
-            low, high = float(np.min(values)), float(np.max(values))
-        return mean, low, high
+        return (mean, float(values.min()), float(values.max())) if self.each else (mean, low, high)
 
     def admits(self, values: ArrayLike) -> bool:
         """Whether the values lie inside; on the edge is inside, to rounding."""
@@ -200,8 +189,10 @@ def check(
     values = _numbers("measured", measured)
     name, others = _named(alternative)
     if np.isnan(others).any() or not prediction.excludes(others):
-        found = f"the alternative {prediction.describe(others)}"
-        raise ValueError(f"{id}: {prediction} does not exclude {found}, so it tests nothing")
+        raise ValueError(
+            f"{id}: {prediction} does not exclude the alternative {prediction.describe(others)}; "
+            "such a check cannot tell the two apart"
+        )
     if len(values) == 0 or not np.isfinite(values).all():
         raise CheckError(f"{id}: {claim}: measured {values}, which is not finite")
     many = len(values) > 1
