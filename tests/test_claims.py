@@ -53,7 +53,9 @@ def test_a_measurement_outside_its_band_changes_the_verdict(id):
         assert claims.page(tampered) != claims.page(FOUND)
 
 
-@pytest.mark.parametrize("field", ["measured", "low", "high", "expected", "tolerance", "alternative", "count"])
+@pytest.mark.parametrize(
+    "field", ["measured", "low", "high", "expected", "tolerance", "alternative", "count"]
+)
 def test_a_value_changed_by_hand_changes_the_page_or_a_verdict(field):
     """Of a check that has them all on the page: one of several seeds."""
     index = next(i for i, record in enumerate(FOUND) if record["count"] > 1)
@@ -64,7 +66,14 @@ def test_a_value_changed_by_hand_changes_the_page_or_a_verdict(field):
 
 def test_verdicts_follow_from_what_lies_in_its_band():
     claim = claims.Claim("A1", "words", ("one",), "why", limits=("two",))
-    good = {"measured": 1.0, "low": 0.9, "high": 1.1, "expected": 1.0, "tolerance": 0.2, "alternative": 2.0}
+    good = {
+        "measured": 1.0,
+        "low": 0.9,
+        "high": 1.1,
+        "expected": 1.0,
+        "tolerance": 0.2,
+        "alternative": 2.0,
+    }
     one, two = good | {"claim": "one"}, good | {"claim": "two"}
     bad = {"measured": 5.0, "low": 5.0, "high": 5.0}
     assert claims.verdict(claim, [one, two]) == claims.LIMITED

@@ -48,7 +48,9 @@ def test_a_band_must_be_a_band(band):
 
 def test_records_go_where_tests_ask_for_them(tmp_path, monkeypatch):
     monkeypatch.setenv("NORMLIB_CHECKS", str(tmp_path / "checks"))
-    nl.check("X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.3, alternative=2.0, recorded=True)
+    nl.check(
+        "X", "mean", [0.9, 1.0, 1.1], expected=1, tolerance=0.3, alternative=2.0, recorded=True
+    )
     (file,) = (tmp_path / "checks").iterdir()
     record = json.loads(file.read_text(encoding="utf-8"))
     assert record["measured"] == pytest.approx(1.0)
