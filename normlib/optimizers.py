@@ -170,9 +170,14 @@ def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
 # The rules themselves ---------------------------------------------------------------------------
 
 
+def _as_tuple(values: Any) -> Any:
+    return tuple(values) if isinstance(values, list) else values
+
+
 def _betas(_: Any, attribute: "attrs.Attribute[Any]", values: Any) -> None:
     if not isinstance(values, tuple) or len(values) != 2:
-        raise TypeError(f"{attribute.name} must be two numbers in [0, 1), got {values!r}")
+        error = ValueError if isinstance(values, tuple) else TypeError
+        raise error(f"{attribute.name} must be two numbers in [0, 1), got {values!r}")
     for i, value in enumerate(values):
         checked_number(f"{attribute.name}[{i}]", value, below=1)
 
@@ -214,7 +219,7 @@ class Nesterov(Momentum):
 
 @frozen(repr=False)
 class Adam(Optimizer):
-    betas: tuple[float, float] = field(validator=_betas)
+    betas: tuple[float, float] = field(converter=_as_tuple, validator=_betas)
     eps: float = field(validator=number())
     buffers = 2
 
@@ -291,7 +296,7 @@ class Adadelta(Optimizer):
 
 @frozen(repr=False)
 class Lion(Optimizer):
-    betas: tuple[float, float] = field(validator=_betas)
+    betas: tuple[float, float] = field(converter=_as_tuple, validator=_betas)
     buffers = 1
     decoupled = True
 
@@ -306,7 +311,7 @@ class Lion(Optimizer):
 
 @frozen(repr=False)
 class UnitNorm(Optimizer):
-    optimizer: Optimizer = field(validator=kind(Optimizer, "nl.nesterov()"))
+    optimizer: Optimizer = field(validator=kind(Optimizer, "an optimizer such as nl.nesterov()"))
     per: str = field(validator=one_of("channel", "layer"))
 
     @property

@@ -55,10 +55,13 @@ def checked_word(name: str, value: Any, options: tuple[str, ...]) -> str:
     return value
 
 
-def checked_kind(name: str, value: Any, kind: type | tuple[type, ...], example: str) -> None:
-    """Raise a TypeError if `value` is not an instance of a class; the message has an example."""
+def checked_kind(name: str, value: Any, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise a TypeError if `value` is not an instance of a class; the message says what is wanted.
+
+    >>> checked_kind("flip", True, bool, "True or False")
+    """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be such as {example}, got {value!r}")
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
 
 
 def number(low: float = 0, below: float = math.inf) -> Validator:
@@ -76,6 +79,6 @@ def one_of(*options: str) -> Validator:
     return lambda _, field, value: checked_word(field.name, value, options)
 
 
-def kind(cls: type | tuple[type, ...], example: str) -> Validator:
+def kind(cls: type | tuple[type, ...], wanted: str) -> Validator:
     """Of a field: an instance of a class."""
-    return lambda _, field, value: checked_kind(field.name, value, cls, example)
+    return lambda _, field, value: checked_kind(field.name, value, cls, wanted)

@@ -94,7 +94,13 @@ def test_what_cannot_be_fitted_is_refused(score, message):
 def runs(data):
     net = nl.convnet(width=8, depth=2)
     return nl.sweep(
-        net, data, nl.momentum(0.9), lr=[0.1, 1], weight_decay=[0, 1e-3, 0.1, 1], epochs=1, record_every=10
+        net,
+        data,
+        nl.momentum(0.9),
+        lr=[0.1, 1],
+        weight_decay=[0, 1e-3, 0.1, 1],
+        epochs=1,
+        record_every=10,
     )
 
 

@@ -44,7 +44,9 @@ def chapter(monkeypatch, tmp_path, capsys):
 def gpu(chapter, monkeypatch):
     """As if torch saw a CUDA device, on which sweeps then run as on the CPU, at a small size."""
     full = recordings.full_size
-    small = dict(net=nl.convnet(width=8, depth=1), epochs=10, batch_size=50, record_every=1, seed=[0, 1])
+    small = dict(
+        net=nl.convnet(width=8, depth=1), epochs=10, batch_size=50, record_every=1, seed=[0, 1]
+    )
     rates, decays = np.geomspace(1e-3, 3, 5), np.geomspace(1e-3, 3, 9)
     grid = dict(lr=rates, weight_decay=decays, device="cpu", chunk_size=32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -52,7 +54,9 @@ def gpu(chapter, monkeypatch):
     monkeypatch.setattr(
         recordings,
         "full_size",
-        lambda name, data, checkpoint_dir=None, **changes: full(name, data, keep, **small | grid | changes),
+        lambda name, data, checkpoint_dir=None, **changes: full(
+            name, data, keep, **small | grid | changes
+        ),
     )
     monkeypatch.setattr(nl, "cifar10", lambda root: noise(100, 100, "CIFAR-10"))
     checked = []

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import normlib as nl
-from normlib import images
+from normlib.data import images
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_named(folder, damage):
 
 @pytest.mark.parametrize("read", [nl.image_folder, nl.cifar10])
 def test_something_that_is_no_path_is_named(read):
-    with pytest.raises(ValueError, match="must be the path of a folder, got 3"):
+    with pytest.raises(TypeError, match="must be the path of a folder, got 3"):
         read(3)
 
 
@@ -363,7 +363,15 @@ def test_augmentation_stays_on_the_device_of_the_images():
     assert changed.shape == (4, 3, 8, 8)
 
 
-@pytest.mark.parametrize("wrong", [dict(flip=1), dict(shift=-1), dict(shift=1.5), dict(shift=True)])
-def test_a_wrong_augmentation_is_named(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [
+        (TypeError, dict(flip=1)),
+        (ValueError, dict(shift=-1)),
+        (TypeError, dict(shift=1.5)),
+        (TypeError, dict(shift=True)),
+    ],
+)
+def test_a_wrong_augmentation_is_named(error, wrong):
+    with pytest.raises(error, match=next(iter(wrong))):
         nl.flip_and_shift(**wrong)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import normlib as nl
-from normlib import sweeps
+from normlib.sweeps import training
 from tests import reference
 
 # Learning rates of each rule's own range: rounding grows where training is wild.
@@ -27,13 +27,13 @@ RULES = {
 def trained_wide(monkeypatch, *arguments, **settings):
     """The wide network that a sweep trained, beside the sweep's result."""
     kept = []
-    evaluate = sweeps._evaluate
+    evaluate = training.evaluate
 
-    def keep(plan, wide, x, y):
+    def keep(spec, wide, x, y):
         kept.append(wide)
-        return evaluate(plan, wide, x, y)
+        return evaluate(spec, wide, x, y)
 
-    monkeypatch.setattr(sweeps, "_evaluate", keep)
+    monkeypatch.setattr(training, "evaluate", keep)
     return nl.sweep(*arguments, **settings), kept[-1]
 
 
@@ -90,6 +90,17 @@ def test_six_wide_networks_equal_six_torch_trainings(monkeypatch, small, name, d
 def test_every_network_trains_like_torchs_own(monkeypatch, small, make, norm, name):
     net = make(width=8, depth=2, norm=norm)
     assert_six_wide_networks_equal_six_torch_trainings(monkeypatch, small, net, name, "weights")
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("make", [nl.convnet, nl.mlp])
+def test_epsilon_is_the_ordinary_networks(monkeypatch, small, make, norm, eps):
+    """In training and in evaluation; torch's default would hide another value."""
+    net = make(width=8, depth=2, norm=norm, eps=eps)
+    assert_six_wide_networks_equal_six_torch_trainings(
+        monkeypatch, small, net, "momentum", "weights"
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 40), (3, 9, 12)])

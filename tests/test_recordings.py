@@ -2,6 +2,8 @@
 
 import os
 
+import attrs
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ from PIL import Image
 from scipy import stats
 
 import normlib as nl
-from normlib import parts, recordings, sweeps
+from normlib import recordings
+from normlib.sweeps import store
+from normlib.sweeps.spec import Part
+from normlib.sweeps.training import train
 from tests.conftest import noise
 
 NAMES = tuple(recordings.DEFINITIONS)
@@ -19,7 +24,7 @@ CIFAR10 = tuple(name for name in NAMES if name.startswith("cifar10_"))
 def trainable(recording):
     """The definition with its images; a skip where these are not at hand."""
     try:
-        return recordings.with_images(recording.definition)
+        return recordings.with_images(recording.spec)
     except ValueError as error:
         if os.environ.get("NORMLIB_CIFAR10"):
             raise
@@ -30,11 +35,33 @@ def trainable(recording):
 def test_recording_belongs_to_its_definition_and_is_complete(name):
     recording = nl.recorded(name)
     assert np.isfinite(recording.runs.test_error).mean() > 0.5
-    assert recording.provenance[0]["torch"]
-    assert sum(p["seconds"] for p in recording.provenance) > 1
-    # an interrupted or repeated recording leaves nothing behind
-    folder = recordings.FOLDER / name
-    assert not [path for path in folder.iterdir() if path.suffix != ".npz"]
+    assert all(part["torch"] and part["date"] for part in recording.provenance)
+    assert sum(part["seconds"] for part in recording.provenance) > 1
+    # Every network comes from one part: none is there twice, none is missing.
+    covered = [
+        (part["seed"], cell)
+        for part in recording.provenance
+        for cell in range(part["first"], part["stop"])
+    ]
+    cells = recording.runs.test_error.isel(seed=0).size
+    assert sorted(covered) == sorted(
+        (int(seed), cell) for seed in recording.runs.seed for cell in range(cells)
+    )
+
+
+def test_the_folder_holds_one_file_a_recording_and_nothing_else():
+    names = {path.stem for path in recordings.FOLDER.iterdir() if path.suffix == ".nc"}
+    assert names - set(recordings.FULL_SIZE) == set(NAMES)
+    others = {p.name for p in recordings.FOLDER.iterdir() if p.suffix != ".nc"} - {"__pycache__"}
+    assert others == {"__init__.py", "__main__.py", "definitions.py"}
+
+
+def test_no_recording_is_of_an_older_algorithm(monkeypatch):
+    """Make those that are listed anew: python -m normlib.recordings."""
+    assert recordings.outdated() == []
+    monkeypatch.setattr(recordings, "ALGORITHM", 2)
+    assert recordings.outdated() == list(NAMES)
+    nl.recorded(NAMES[0])  # still readable
 
 
 def cells(runs):
@@ -67,12 +94,13 @@ def difference(now, then):
 def test_recorded_cells_start_as_they_would_now(name):
     """The same data, network, rule and order, as far as rounding lets one see."""
     recording = nl.recorded(name)
-    plan = sweeps.plan(**trainable(recording) | {"chunk_size": 1})
+    spec = trainable(recording)
+    data = spec.data.to(spec.place, torch.float32)
     differences = []
     for place, seed in cells(recording.runs):
         shape = [recording.runs.sizes[dim] for dim in place]
         cell = int(np.ravel_multi_index(tuple(place.values()), shape)) if place else 0
-        trained = sweeps._train(plan, sweeps._Part(seed, cell, cell + 1), lambda: None, stop=51)
+        trained = train(spec, Part(seed, cell, cell + 1), data, stop=51)
         then = recording.runs[["early_loss", "early_norm"]].isel(place).sel(seed=seed)
         now = then.copy(data={name: trained[name][0] for name in then})
         differences.append(difference(now, then).values)
@@ -119,26 +147,57 @@ def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
 
 
 def test_a_changed_definition_is_refused(monkeypatch):
-    changed = recordings.DEFINITIONS[NAMES[0]]() | {"epochs": 41}
+    changed = recordings.DEFINITIONS[NAMES[0]]().replace(epochs=41)
     monkeypatch.setitem(recordings.DEFINITIONS, NAMES[0], lambda: changed)
-    with pytest.raises(RuntimeError, match="another specification"):
+    with pytest.raises(RuntimeError, match="other settings"):
         nl.recorded(NAMES[0])
 
 
-def test_a_missing_or_damaged_part_is_refused(monkeypatch, tmp_path):
-    for path in sorted((recordings.FOLDER / NAMES[0]).glob("*.npz")):
-        (tmp_path / NAMES[0]).mkdir(exist_ok=True)
-        (tmp_path / NAMES[0] / path.name).write_bytes(path.read_bytes())
+def test_a_missing_or_damaged_file_is_refused(monkeypatch, tmp_path):
+    file = tmp_path / f"{NAMES[0]}.nc"
+    content = (recordings.FOLDER / file.name).read_bytes()
     monkeypatch.setattr(recordings, "FOLDER", tmp_path)
-    nl.recorded(NAMES[0])
-    victim = sorted((tmp_path / NAMES[0]).glob("*.npz"))[0]
-    content = victim.read_bytes()
-    victim.write_bytes(content[:-1])
+    with pytest.raises(RuntimeError, match="has no file"):
+        nl.recorded(NAMES[0])
+    file.write_bytes(content)
+    runs = nl.recorded(NAMES[0]).runs
+    file.write_bytes(content[: len(content) // 2])
     with pytest.raises(RuntimeError, match="damaged"):
         nl.recorded(NAMES[0])
-    victim.unlink()
-    with pytest.raises(RuntimeError, match="missing"):
+    # one number changed, in a file that is otherwise whole
+    file.write_bytes(content)
+    with h5py.File(file, "r+") as opened:
+        opened["test_error"][0, 0, 0] += 1e-9
+    with pytest.raises(RuntimeError, match="damaged"):
         nl.recorded(NAMES[0])
+    assert np.isfinite(runs.test_error).any()
+
+
+def test_a_recording_is_what_its_parts_were(tmp_path, monkeypatch):
+    """To the bit, with what each part says; a part that is there twice counts once."""
+    spec = nl.Sweep(
+        nl.convnet(width=3, depth=1), nl.mnist1d(), nl.nesterov(), lr=[0.1, 0.3, 1e4],
+        seed=range(2), epochs=1, chunk_size=2,
+    )  # fmt: skip
+    monkeypatch.setitem(recordings.DEFINITIONS, "small", lambda: spec)
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    recordings.record("small", tmp_path / "parts")
+    recording, runs = nl.recorded("small"), spec.run()
+    for name in runs.data_vars:
+        np.testing.assert_array_equal(recording.runs[name].values, runs[name].values)
+        assert recording.runs[name].dims == runs[name].dims
+    assert set(recording.runs.coords) == set(runs.coords)
+    assert [(p["seed"], p["first"], p["stop"]) for p in recording.provenance] == [
+        (0, 0, 2), (0, 2, 3), (1, 0, 2), (1, 2, 3)
+    ]  # fmt: skip
+    first = sorted((tmp_path / "parts").glob("*.npz"))[0]
+    arrays, about = store.read(first)
+    store.write(first.parent, first.name.split(".")[0], arrays, about | {"seconds": 1e6})
+    recordings.record("small", tmp_path / "parts")
+    assert len(nl.recorded("small").provenance) == 4
+    first.unlink()
+    with pytest.raises(ValueError, match="parts are missing"):
+        recordings._write(tmp_path / "x.nc", spec, [(arrays, about)])
 
 
 def test_other_images_than_those_recorded_are_refused(tmp_path, monkeypatch):
@@ -173,7 +232,7 @@ def small(monkeypatch):
 
     def smaller(name, data, checkpoint_dir=None, **changes):
         sizes = dict(net=nl.convnet(width=2, depth=1), epochs=1, batch_size=10)
-        return full(name, data, keep, **sizes | changes)
+        return full(name, data, checkpoint_dir, **sizes | changes)
 
     monkeypatch.setattr(recordings, "full_size", smaller)
     return noise(20, 20, "CIFAR-10")
@@ -182,52 +241,48 @@ def small(monkeypatch):
 def test_what_a_gpu_recorded_is_read_where_neither_gpu_nor_images_are(monkeypatch, tmp_path):
     data, name = small(monkeypatch), "full_cifar10_adam"
     monkeypatch.setattr(recordings, "FOLDER", tmp_path)
-    arguments = recordings.full_size(name, data, tmp_path / name)
-    runs = nl.sweep(**arguments)
+    spec = recordings.full_size(name, data, precision="bfloat16")
+    runs = spec.run(tmp_path / "parts")
+    recordings.record(name, tmp_path / "parts")
     recording = nl.recorded(name)
     assert recording.runs.test_error.equals(runs.test_error)
-    assert recording.definition["data"] == data.identity
-    # the same parts, but as a CUDA device would have written them
-    elsewhere = sweeps.plan(**arguments).settings | {"device": "cuda", "precision": "bfloat16"}
-    for path in (tmp_path / name).iterdir():
-        arrays, about = parts.read(path)
-        path.unlink()
-        about |= {"settings": elsewhere, "spec": parts.fingerprint(elsewhere)}
-        label = path.name.split(".")[0]
-        parts.write(tmp_path / name, label, arrays, about)
-    recording = nl.recorded(name)
-    assert recording.definition["device"] == "cuda"
-    assert recording.runs.test_error.equals(runs.test_error)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="cuda"):
-            recording.rerun(data=data)
+    assert recording.spec.data == data.identity
+    assert recording.spec.precision == "bfloat16"
+    with pytest.raises(ValueError, match="not shipped"):
+        recording.rerun()
+    assert recording.rerun(data=data, seed=[7]).seed.values.tolist() == [7]
 
 
 def test_a_sweep_goes_on_in_the_precision_that_it_was_begun_with(monkeypatch, tmp_path):
     """Another device may compute fastest with another."""
     data, name = small(monkeypatch), "full_cifar10_nesterov"
-    monkeypatch.setattr(sweeps, "fast_precision", lambda: "bfloat16")
+    monkeypatch.setattr(recordings, "fast_precision", lambda: "bfloat16")
     first = recordings.full_size(name, data, tmp_path)
-    assert first["precision"] == "bfloat16"
-    nl.sweep(**first | {"seed": [0]})
-    monkeypatch.setattr(sweeps, "fast_precision", lambda: "float32")
-    assert recordings.full_size(name, data, tmp_path / "elsewhere")["precision"] == "float32"
+    assert first.precision == "bfloat16"
+    first.replace(seed=[0]).run(tmp_path)
+    monkeypatch.setattr(recordings, "fast_precision", lambda: "float32")
+    assert recordings.full_size(name, data, tmp_path / "elsewhere").precision == "float32"
     again = recordings.full_size(name, data, tmp_path)
-    assert again["precision"] == "bfloat16"
-    nl.sweep(**again | {"seed": [0, 1]})
+    assert again.precision == "bfloat16"
+    again.replace(seed=[0, 1]).run(tmp_path)
     assert not list(tmp_path.glob("*.aside"))
 
 
-def test_parts_of_two_specifications_are_refused(monkeypatch, tmp_path):
+def test_parts_of_two_sweeps_are_not_mixed(monkeypatch, tmp_path):
     data, name = small(monkeypatch), "full_cifar10_nesterov"
     monkeypatch.setattr(recordings, "FOLDER", tmp_path)
-    arguments = recordings.full_size(name, data, tmp_path / name)
-    nl.sweep(**arguments)
-    nl.sweep(**arguments | {"keep": tmp_path / "other", "epochs": 2})
-    for path in (tmp_path / "other").iterdir():
-        path.rename(tmp_path / name / path.name)
-    with pytest.raises(RuntimeError, match=r"another specification.*make gpu"):
-        nl.recorded(name)
+    spec = recordings.full_size(name, data)
+    spec.run(tmp_path / "parts")
+    spec.replace(epochs=2).run(tmp_path / "other")
+    victim = sorted((tmp_path / "parts").glob("*.npz"))[-1]
+    victim.unlink()
+    same = [p for p in (tmp_path / "other").iterdir() if p.name[:5] == victim.name[:5]]
+    same[0].rename(tmp_path / "parts" / same[0].name)
+    with (
+        pytest.warns(UserWarning, match="another sweep"),
+        pytest.raises(ValueError, match="parts are missing"),
+    ):
+        recordings.record(name, tmp_path / "parts")
 
 
 def test_full_size_that_nobody_ran_is_said(monkeypatch, tmp_path):
@@ -239,24 +294,29 @@ def test_full_size_that_nobody_ran_is_said(monkeypatch, tmp_path):
 def test_full_size_differs_from_its_recording_only_where_it_says_so(data):
     for name, base in recordings.FULL_SIZE.items():
         full, recorded = recordings.full_size(name, data), recordings.DEFINITIONS[base]()
-        changed = {key for key in full if repr(full[key]) != repr(recorded.get(key, "nothing"))}
-        assert changed == {"net", "data", "epochs", "augment", "precision", "device", "keep"}
-        assert sweeps.plan(**full).steps == 30 * 40
+        fields = [field.name for field in attrs.fields(nl.Sweep) if field.name != "data"]
+        changed = {
+            field
+            for field in fields
+            if repr(getattr(full, field)) != repr(getattr(recorded, field))
+        }
+        assert changed == {"net", "epochs", "augment", "device"}
+        assert full.steps == 30 * 40
     with pytest.raises(ValueError, match="full_cifar10_adam"):
         recordings.full_size("adam", data)
 
 
-def test_an_unknown_recording_is_named():
+def test_an_unknown_recording_is_named(tmp_path):
     with pytest.raises(ValueError, match="nesterof"):
         nl.recorded("nesterof")
     with pytest.raises(ValueError, match="make gpu"):
-        recordings.record("full_cifar10_adam")
+        recordings.record("full_cifar10_adam", tmp_path)
 
 
 def test_rerun_computes_with_changes(monkeypatch):
-    small = recordings.DEFINITIONS[NAMES[0]]() | {
-        "net": nl.convnet(width=3, depth=1), "lr": [0.1], "weight_decay": [0.01], "epochs": 1,
-    }  # fmt: skip
+    small = recordings.DEFINITIONS[NAMES[0]]().replace(
+        net=nl.convnet(width=3, depth=1), lr=[0.1], weight_decay=[0.01], epochs=1
+    )
     monkeypatch.setitem(recordings.DEFINITIONS, "small", lambda: small)
     monkeypatch.setenv("NORMLIB_RERUN", "1")
     recording = nl.recorded("small")
@@ -265,5 +325,4 @@ def test_rerun_computes_with_changes(monkeypatch):
 
 
 def test_recordings_are_small():
-    size = sum(path.stat().st_size for path in recordings.FOLDER.rglob("*.npz"))
-    assert size < 20e6
+    assert sum(path.stat().st_size for path in recordings.FOLDER.rglob("*.nc")) < 8e6

@@ -1,7 +1,7 @@
 """What a sweep returns, measures and refuses."""
 
 import contextlib
-import dataclasses
+import inspect
 import time
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 import normlib as nl
-from normlib import sweeps
+from normlib.sweeps import runs, training
 from tests import reference
 from tests.conftest import noise
 
@@ -140,72 +140,101 @@ def test_bfloat16_trains_about_as_well(data):
     assert abs(float(half.test_error - single.test_error)) < 0.1
 
 
+OTHER_LABELS = dict(
+    lr=xr.DataArray([0.1, 0.2], dims="line", coords={"line": [0, 1]}),
+    weight_decay=xr.DataArray([0.1, 0.2], dims="line", coords={"line": [1, 2]}),
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("error", "name", "wrong"),
     [
-        ("lr", dict(lr=-1)),
-        ("lr", dict(lr=0)),
-        ("lr", dict(lr=[])),
-        ("lr", dict(lr=[0.1, float("nan")])),
-        ("lr", dict(lr=[0.1, 0.1])),
-        ("lr", dict(lr=("line", [0.1], 3))),
-        ("weight_decay", dict(weight_decay="0.1")),
-        ("weight_decay", dict(weight_decay=["0.1"])),
-        ("weight_decay", dict(weight_decay=-1e-3)),
-        ("weight_decay", dict(weight_decay=True)),
-        ("lr_other", dict(lr_other=-0.1)),
-        ("init_scale", dict(init_scale=0)),
-        ("length", dict(lr=("line", [0.1, 0.2]), weight_decay=("line", [0.1, 0.2, 0.3]))),
-        ("seed", dict(seed=[])),
-        ("seed", dict(seed=[1, 1])),
-        ("seed", dict(seed=-1)),
-        ("seed", dict(seed="0")),
-        ("epochs", dict(epochs=0)),
-        ("epochs", dict(epochs=1.5)),
-        ("batch_size", dict(batch_size=1)),
-        ("batch_size", dict(batch_size=5000)),
-        ("schedule", dict(schedule="setp")),
-        ("schedule", dict(schedule=lambda step, steps: -1.0)),
-        ("decay", dict(decay_on="gammas")),
-        ("precision", dict(precision="float16")),
-        ("precision", dict(precision=torch.float16)),
-        ("every", dict(record_every=0)),
-        ("chunk", dict(chunk_size=0)),
-        ("device", dict(device="gpu")),
-        ("device", dict(device="meta")),
-        ("device", dict(device="cuda:99")),
-        ("device", dict(device=1.5)),
-        ("precision", dict(precision=["float32"])),
-        ("schedule", dict(schedule=lambda step: 1.0)),
-        ("schedule", dict(schedule=lambda step, steps: None)),
-        ("seed", dict(seed=np.array(3.0))),
-        ("lr", dict(lr=10**400)),
-        ("lr", dict(lr=xr.DataArray([True, False], dims="lr"))),
-        ("keep", dict(checkpoint_dir=5)),
-        ("seed", dict(lr=("seed", [0.1, 0.2]))),
-        ("step", dict(lr=("step", [0.1, 0.2]))),
-        ("weight_decay", dict(lr=("weight_decay", [0.1, 0.2]))),
+        (ValueError, "lr", dict(lr=-1)),
+        (ValueError, "lr", dict(lr=0)),
+        (ValueError, "lr", dict(lr=[])),
+        (ValueError, "lr", dict(lr=[0.1, float("nan")])),
+        (ValueError, "lr", dict(lr=[0.1, 0.1])),
+        (ValueError, "lr", dict(lr=("line", [0.1], 3))),
+        (ValueError, "lr", dict(lr=10**400)),
+        (TypeError, "lr", dict(lr=xr.DataArray([True, False], dims="lr"))),
+        (TypeError, "lr", dict(lr=None)),
+        (TypeError, "weight_decay", dict(weight_decay="0.1")),
+        (TypeError, "weight_decay", dict(weight_decay=["0.1"])),
+        (ValueError, "weight_decay", dict(weight_decay=-1e-3)),
+        (TypeError, "weight_decay", dict(weight_decay=True)),
+        (ValueError, "lr_other", dict(lr_other=-0.1)),
+        (ValueError, "init_scale", dict(init_scale=0)),
         (
-            "labels",
-            dict(
-                lr=xr.DataArray([0.1, 0.2], dims="line", coords={"line": [0, 1]}),
-                weight_decay=xr.DataArray([0.1, 0.2], dims="line", coords={"line": [1, 2]}),
-            ),
+            ValueError,
+            "length",
+            dict(lr=("line", [0.1, 0.2]), weight_decay=("line", [0.1, 0.2, 0.3])),
         ),
-        ("rule", dict(rule=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="none"))),
-        ("per", dict(rule=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="layer"))),
-        ("net", dict(net="convnet")),
-        ("data", dict(data=torch.zeros(3))),
-        ("not here", dict(data=nl.mnist1d().identity)),
-        ("augment", dict(augment="flip")),
-        ("rule", dict(rule="sgd")),
+        (ValueError, "labels", OTHER_LABELS),
+        (ValueError, "seed", dict(lr=("seed", [0.1, 0.2]))),
+        (ValueError, "step", dict(lr=("step", [0.1, 0.2]))),
+        (ValueError, "weight_decay", dict(lr=("weight_decay", [0.1, 0.2]))),
+        (ValueError, "seed", dict(seed=[])),
+        (ValueError, "seed", dict(seed=[1, 1])),
+        (ValueError, "seed", dict(seed=-1)),
+        (TypeError, "seed", dict(seed="0")),
+        (TypeError, "seed", dict(seed=np.array(3.0))),
+        (ValueError, "epochs", dict(epochs=0)),
+        (TypeError, "epochs", dict(epochs=1.5)),
+        (ValueError, "batch_size", dict(batch_size=1)),
+        (ValueError, "batch_size", dict(batch_size=5000)),
+        (ValueError, "schedule", dict(schedule="setp")),
+        (ValueError, "schedule", dict(schedule=lambda step, steps: -1.0)),
+        (TypeError, "schedule", dict(schedule=lambda step: 1.0)),
+        (TypeError, "schedule", dict(schedule=lambda step, steps: None)),
+        (TypeError, "schedule_other", dict(schedule_other=3)),
+        (ValueError, "decay_on", dict(decay_on="gammas")),
+        (ValueError, "precision", dict(precision="float16")),
+        (ValueError, "precision", dict(precision=torch.float16)),
+        (TypeError, "precision", dict(precision=["float32"])),
+        (ValueError, "record_every", dict(record_every=0)),
+        (ValueError, "chunk_size", dict(chunk_size=0)),
+        (ValueError, "device", dict(device="gpu")),
+        (ValueError, "device", dict(device="meta")),
+        (ValueError, "device", dict(device="cuda:99")),
+        (TypeError, "device", dict(device=1.5)),
+        (TypeError, "checkpoint_dir", dict(checkpoint_dir=5)),
+        (
+            ValueError,
+            "optimizer",
+            dict(optimizer=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="none")),
+        ),
+        (ValueError, "per", dict(optimizer=nl.unit_norm(nl.sgd()), net=nl.convnet(norm="layer"))),
+        (TypeError, "net", dict(net="convnet")),
+        (TypeError, "data", dict(data=torch.zeros(3))),
+        (ValueError, "not here", dict(data=nl.mnist1d().identity)),
+        (TypeError, "augment", dict(augment="flip")),
+        (TypeError, "optimizer", dict(optimizer="sgd")),
     ],
 )
-def test_a_wrong_argument_is_named_before_any_work(data, monkeypatch, name, wrong):
-    monkeypatch.setattr("normlib.sweeps._train", lambda *_: pytest.fail("training started"))
-    arguments = dict(net=NET, data=data, rule=nl.sgd(), lr=0.1) | wrong
-    with pytest.raises(ValueError, match=name):
+def test_a_wrong_argument_is_named_before_any_work(data, monkeypatch, error, name, wrong):
+    monkeypatch.setattr(training, "train", lambda *_: pytest.fail("training started"))
+    arguments = dict(net=NET, data=data, optimizer=nl.sgd(), lr=0.1) | wrong
+    with pytest.raises(error, match=name):
         nl.sweep(**arguments)
+
+
+def test_a_sweep_has_the_arguments_of_its_spec():
+    """And nothing but where it runs and whether it shows progress beside them."""
+    in_one_line = inspect.signature(nl.sweep).parameters
+    frozen = inspect.signature(nl.Sweep).parameters
+    assert list(in_one_line) == [*frozen, "checkpoint_dir", "progress"]
+    for name, parameter in frozen.items():
+        assert in_one_line[name].default == parameter.default
+
+
+def test_a_spec_is_frozen_and_can_be_replaced(data):
+    spec = nl.Sweep(NET, data, nl.sgd(), lr=[0.1, 0.2], epochs=1)
+    with pytest.raises(AttributeError):
+        spec.epochs = 2
+    assert spec.replace(epochs=3).steps == 120
+    assert spec.epochs == 1
+    with pytest.raises(ValueError, match="epochs"):
+        spec.replace(epochs=0)
 
 
 def test_decaying_only_invariant_weights_where_there_are_none_is_refused(data):
@@ -214,20 +243,20 @@ def test_decaying_only_invariant_weights_where_there_are_none_is_refused(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("error", "name", "wrong"),
     [
-        ("norm", dict(norm="bacth")),
-        ("width", dict(width=0)),
-        ("width", dict(width=2.5)),
-        ("depth", dict(depth=-1)),
-        ("eps", dict(eps=-1e-5)),
-        ("eps", dict(eps=0)),
-        ("eps", dict(eps="0")),
+        (ValueError, "norm", dict(norm="bacth")),
+        (ValueError, "width", dict(width=0)),
+        (TypeError, "width", dict(width=2.5)),
+        (ValueError, "depth", dict(depth=-1)),
+        (ValueError, "eps", dict(eps=-1e-5)),
+        (ValueError, "eps", dict(eps=0)),
+        (TypeError, "eps", dict(eps="0")),
     ],
 )
 @pytest.mark.parametrize("make", [nl.convnet, nl.mlp])
-def test_a_wrong_network_is_named(make, name, wrong):
-    with pytest.raises(ValueError, match=name):
+def test_a_wrong_network_is_named(make, error, name, wrong):
+    with pytest.raises(error, match=name):
         make(**wrong)
 
 
@@ -250,18 +279,17 @@ def test_a_sweep_trains_inside_no_grad_too(data):
 
 
 def test_a_normalized_sweep_keeps_norms_at_1(data):
-    for rule in (nl.unit_norm(nl.nesterov()), nl.unit_norm(nl.radial_free(nl.nesterov()))):
-        runs = nl.sweep(NET, data, rule, lr=0.03, weight_decay=1e-3, epochs=1)
-        np.testing.assert_allclose(runs.weight_norm, 2.0, rtol=1e-5)  # four channels of norm 1
-        assert np.isfinite(runs.test_loss)
-    with pytest.raises(ValueError, match="radial_free"):
-        nl.radial_free(nl.unit_norm(nl.sgd()))
+    runs = nl.sweep(NET, data, nl.unit_norm(nl.nesterov()), lr=0.03, weight_decay=1e-3, epochs=1)
+    np.testing.assert_allclose(runs.weight_norm, 2.0, rtol=1e-5)  # four channels of norm 1
+    assert np.isfinite(runs.test_loss)
 
 
 def exact(**changes):
     """Settings under which a sweep is exact to rounding."""
     net = nl.convnet(width=4, depth=2, eps=1e-30)
-    return dict(net=net, rule=nl.sgd(), epochs=2, record_every=1, precision="float64") | changes
+    return (
+        dict(net=net, optimizer=nl.sgd(), epochs=2, record_every=1, precision="float64") | changes
+    )
 
 
 def test_norms_put_back_at_every_step_make_a_training_without_decay_the_decayed_one(data):
@@ -291,7 +319,7 @@ def test_norms_are_put_back_only_at_the_steps_they_name(data):
 def test_norms_are_part_of_a_sweeps_identity(data):
     norms = nl.sweep(data=data, lr=0.1, **exact()).weight_norm
     plans = [
-        sweeps.plan(data=data, lr=0.1, imposed_norms=given, **exact()).spec
+        nl.Sweep(data=data, lr=0.1, imposed_norms=given, **exact()).fingerprint
         for given in (None, norms, 2 * norms, norms.isel(step=[0]))
     ]
     assert len(set(plans)) == 4
@@ -314,8 +342,8 @@ def test_norms_are_part_of_a_sweeps_identity(data):
 )
 def test_wrong_norms_are_refused(data, change, message):
     norms = nl.sweep(data=data, lr=0.1, seed=[0], **exact()).weight_norm.isel(seed=0, drop=True)
-    with pytest.raises(ValueError, match=message):
-        sweeps.plan(data=data, lr=0.1, seed=[0], imposed_norms=change(norms), **exact())
+    with pytest.raises((TypeError, ValueError), match=message):
+        nl.Sweep(data=data, lr=0.1, seed=[0], imposed_norms=change(norms), **exact())
 
 
 def test_an_augmented_sweep_sees_the_changed_images():
@@ -340,36 +368,32 @@ def test_augmentation_depends_on_the_seed_alone():
 
 
 def test_an_estimate_is_of_the_right_size_and_falls_as_parts_are_finished(data, tmp_path):
-    net = nl.convnet(width=16, depth=3)
-    arguments = dict(lr=[0.01, 0.1], seed=[0, 1], epochs=8, chunk_size=2)
-    before = nl.estimate(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments)
+    spec = nl.Sweep(
+        nl.convnet(width=16, depth=3), data, nl.sgd(), lr=[0.01, 0.1], seed=[0, 1], epochs=8,
+        chunk_size=2,
+    )  # fmt: skip
+    before = spec.estimate(tmp_path)
     assert not list(tmp_path.iterdir())
     start = time.perf_counter()
-    nl.sweep(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments | dict(seed=[0]))
+    spec.replace(seed=[0]).run(tmp_path)
     taken = 2 * (time.perf_counter() - start)
     assert 0.2 < before / taken < 5
-    half = nl.estimate(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments)
-    assert 0.1 < half / before < 2.5
-    nl.sweep(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments)
-    assert nl.estimate(net, data, nl.sgd(), checkpoint_dir=tmp_path, **arguments) == 0
+    assert 0.1 < spec.estimate(tmp_path) / before < 2.5
+    spec.run(tmp_path)
+    assert spec.estimate(tmp_path) == 0
 
 
 def test_an_estimate_changes_nothing_in_the_folder(data, tmp_path):
-    nl.sweep(NET, data, nl.sgd(), lr=0.1, epochs=1, checkpoint_dir=tmp_path)
+    spec = nl.Sweep(NET, data, nl.sgd(), lr=0.1, epochs=1)
+    spec.run(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    nl.estimate(NET, data, nl.sgd(), lr=0.2, epochs=1, checkpoint_dir=tmp_path)  # another sweep
+    spec.replace(lr=0.2).estimate(tmp_path)  # another sweep
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("message", "wrong"),
-    [("keep", dict(checkpoint_dir=3)), ("not here", dict(data=nl.mnist1d().identity)), ("lr", dict(lr=-1))],
-)
-def test_an_estimate_refuses_what_a_sweep_refuses(data, message, wrong):
-    arguments = dict(net=NET, data=data, rule=nl.sgd(), lr=0.1) | wrong
-    for function in (nl.sweep, nl.estimate):
-        with pytest.raises(ValueError, match=message):
-            function(**arguments)
+def test_an_estimate_needs_the_images_too(data):
+    with pytest.raises(ValueError, match="not here"):
+        nl.Sweep(NET, data.identity, nl.sgd(), lr=0.1).estimate()
 
 
 @pytest.mark.parametrize(("computes", "precision"), [(True, "bfloat16"), (False, "float32")])
@@ -380,7 +404,7 @@ def test_the_fast_precision_of_a_gpu_is_what_it_computes_with(monkeypatch, compu
         asked.append(including_emulation)
         return computes or including_emulation
 
-    monkeypatch.setattr(sweeps, "_device", torch.device)
+    monkeypatch.setattr(runs, "device_of", torch.device)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert nl.fast_precision("cuda") == precision
@@ -388,19 +412,36 @@ def test_the_fast_precision_of_a_gpu_is_what_it_computes_with(monkeypatch, compu
     assert nl.fast_precision("mps") == "float32"
 
 
-@pytest.mark.parametrize("rule", [nl.nesterov(), nl.adam(), nl.unit_norm(nl.nesterov())], ids=str)
+@pytest.mark.parametrize(
+    "optimizer", [nl.nesterov(), nl.adam(), nl.unit_norm(nl.nesterov())], ids=str
+)
 @pytest.mark.parametrize("net", [nl.convnet(width=4), nl.mlp(width=4)], ids=["convnet", "mlp"])
-def test_training_mixes_no_devices(monkeypatch, net, rule):
+def test_training_mixes_no_devices(monkeypatch, net, optimizer):
     """On `meta`, which holds no numbers: an operation between devices would be refused."""
-    plan = sweeps.plan(
-        net=net, data=noise(200, 50), rule=rule, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
-        batch_size=50, init_scale=[1.0, 2.0], augment=nl.flip_and_shift(), record_every=1,
-    )  # fmt: skip
-    plan = dataclasses.replace(plan, device=torch.device("meta"))
+    monkeypatch.setattr("normlib.sweeps.spec.device_of", torch.device)
     monkeypatch.setattr(nl.Dataset, "__post_init__", lambda self: None)  # it looks at the numbers
-    monkeypatch.setattr(sweeps._Traces, "arrays", lambda self: self.values)
-    traces = sweeps._train(plan, sweeps._Part(0, 0, 4), lambda: None, stop=3)
+    monkeypatch.setattr(training._Traces, "arrays", lambda self: self.values)
+    spec = nl.Sweep(
+        net, noise(200, 50), optimizer, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
+        batch_size=50, init_scale=[1.0, 2.0], augment=nl.flip_and_shift(), record_every=1,
+        device="meta",
+    )  # fmt: skip
+    data = spec.data.to(spec.place, torch.float32)
+    traces = training.train(spec, next(spec.parts(4)), data, stop=3)
     assert {values.device.type for values in traces.values()} == {"meta"}
+
+
+def test_the_data_are_converted_and_checked_once_a_run(data, monkeypatch):
+    checks, check = [], nl.Dataset.__post_init__
+    spec = nl.Sweep(
+        NET, data, nl.sgd(), lr=[0.1, 0.2], seed=range(3), epochs=1, chunk_size=1,
+        precision="float64",
+    )  # fmt: skip
+    monkeypatch.setattr(
+        nl.Dataset, "__post_init__", lambda self: (checks.append(1), check(self))[1]
+    )
+    spec.run()
+    assert len(checks) == 1
 
 
 def test_results_survive_a_netcdf_file(data, tmp_path):

@@ -132,15 +132,14 @@ def record(name: str, parts: Path) -> None:
         For an unknown name, or if images or parts are missing.
     """
     if name in FULL_SIZE:
-        made = [store.read(path) for path in sorted(parts.glob("seed*.npz"))]
-        if not made:
+        first = next(iter(sorted(parts.glob("seed*.npz"))), None)
+        if first is None:
             raise ValueError(f'{parts} holds no parts of "{name}"; they are made by: make gpu')
-        spec = _as_it_was_run(name, made[0][1]["settings"])
+        spec = _as_it_was_run(name, store.read(first)[1]["settings"])
     else:
         spec = with_images(definition(name))
         spec.run(parts)
-        made = list(store.usable(parts, spec.settings))
-    _write(FOLDER / f"{name}.nc", spec, made)
+    _write(FOLDER / f"{name}.nc", spec, list(store.usable(parts, spec.settings)))
 
 
 def _write(path: Path, spec: Sweep, made: list[tuple[store.Arrays, store.About]]) -> None:
@@ -200,7 +199,7 @@ def _digest(runs: xr.Dataset) -> str:
 def _as_it_was_run(name: str, settings: dict[str, Any]) -> Sweep:
     """The spec of a grid of full size, on whatever machine it is read."""
     data = Identity.of(settings["data"])
-    return full_size(name, data, precision=settings["precision"], device="cpu")
+    return full_size(name, data, precision=settings["precision"])
 
 
 def full_size(

@@ -170,11 +170,13 @@ def _precision(_: Any, argument: "attrs.Attribute[Any]", value: Any) -> None:
 class Spec:
     """What is trained; the fields are the arguments of `nl.sweep`, which describes them."""
 
-    net: Net = field(validator=kind(Net, "nl.convnet()"), kw_only=False)
+    net: Net = field(validator=kind(Net, "a network such as nl.convnet()"), kw_only=False)
     data: Dataset | Identity = field(
-        validator=kind((Dataset, Identity), "nl.mnist1d()"), repr=False, kw_only=False
+        validator=kind((Dataset, Identity), "data such as nl.mnist1d()"), repr=False, kw_only=False
     )
-    optimizer: Optimizer = field(validator=kind(Optimizer, "nl.nesterov()"), kw_only=False)
+    optimizer: Optimizer = field(
+        validator=kind(Optimizer, "an optimizer such as nl.nesterov()"), kw_only=False
+    )
     lr: Values
     weight_decay: Values = 0.0
     seed: int | Sequence[int] | np.ndarray = 0

@@ -101,8 +101,7 @@ def usable(folder: Path, settings: About, tidy: bool = True) -> Iterator[tuple[A
 
 def _difference(made: About, wanted: About) -> str | None:
     """Why a part with settings `made` cannot be used where `wanted` is asked for, if it cannot."""
-    if made.get("algorithm") != wanted["algorithm"]:
-        return (
-            f"made by version {made.get('algorithm')} of the algorithm, not {wanted['algorithm']}"
-        )
+    version, now = made.get("algorithm"), wanted["algorithm"]
+    if version != now:
+        return f"made by version {version} of the algorithm, not {now}"
     return None if files.agree(made, wanted) else "belongs to another sweep"

@@ -107,7 +107,7 @@ def train(
         ("train", data.x_train, data.y_train),
         ("test", data.x_test, data.y_test),
     ):
-        results[f"{split}_loss"], results[f"{split}_error"] = _evaluate(spec, wide, x, y)
+        results[f"{split}_loss"], results[f"{split}_error"] = evaluate(spec, wide, x, y)
     # A network that has diverged has no results, whatever argmax makes of NaN.
     lost = ~(np.isfinite(results["train_loss"]) & np.isfinite(results["test_loss"]))
     for name in FINAL:
@@ -144,8 +144,9 @@ def _losses(logits: Tensor, y: Tensor) -> Tensor:
 
 def _logits(spec: Spec, wide: Wide, x: Tensor, training: bool) -> Tensor:
     """(K, N, classes), computed in the spec's precision."""
-    half = spec.precision == "bfloat16"
-    with torch.autocast(spec.place.type, torch.bfloat16, enabled=half):
+    if spec.precision != "bfloat16":
+        return wide(x, training)
+    with torch.autocast(spec.place.type, torch.bfloat16):
         logits = wide(x, training)
     return logits.to(DTYPES[spec.precision])
 
@@ -159,7 +160,7 @@ def _gradients(spec: Spec, wide: Wide, x: Tensor, y: Tensor) -> tuple[Tensor, di
 
 
 @torch.no_grad()
-def _evaluate(spec: Spec, wide: Wide, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def evaluate(spec: Spec, wide: Wide, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss and error of each network, (K,)."""
     losses = wrong = torch.zeros(())
     for images, labels in zip(x.split(spec.batch_size), y.split(spec.batch_size), strict=True):
