@@ -165,6 +165,17 @@ def test_every_public_name_is_documented():
         assert len(doc) > 40, name
 
 
+def test_every_public_name_is_on_the_api_pages():
+    """In the table of the first, and described in one of the others."""
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "book").glob("api*.md"))]
+    index, others = pages[0], "\n".join(pages[1:])
+    described = set(re.findall(r"^\.\. auto(?:function|class|module):: (?:normlib\.)?(\w+)$",
+                               others, re.M))  # fmt: skip
+    for name in set(normlib.__all__) - {"recordings"}:
+        assert name in described, name
+        assert re.search(rf"^   {name}$|`nl\.{name}`", index, re.M), name
+
+
 def test_workflows_parse_and_say_that_they_have_not_run():
     workflows = [name for name in FILES if name.startswith(".github/workflows/")]
     assert {name.split("/")[-1] for name in workflows} >= {
