@@ -2,10 +2,8 @@
 
 import html
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 
 from normlib.diagnostics import symmetries
 from normlib.diagnostics.exchange import widened
-from normlib.diagnostics.probe import Piece, Probe, Values
+from normlib.diagnostics.probe import Inputs, Loss, Probe, Values, pieces
 from normlib.diagnostics.symmetries import INVARIANT, Sample, Symmetry
 
 # At the user's own point a small product of weights and gradient proves nothing (β = 0, a zero
@@ -149,9 +147,9 @@ class Audit:
 @torch.inference_mode(False)  # which also enables gradients
 def audit(
     model: nn.Module,
-    inputs: Tensor | tuple[Any, ...] | dict[str, Any],
+    inputs: Inputs,
     targets: Tensor | None = None,
-    loss: Callable[..., Tensor] | None = None,
+    loss: Loss | None = None,
     batches: int = 3,
     full: bool = False,
     window: int = 12,
@@ -300,12 +298,8 @@ def _table(
     own: Sample,
 ) -> pd.DataFrame:
     """One row for each parameter or third, in the model's order."""
-    frozen = {n: Piece(n, n) for n, p in probe.named.items() if not p.requires_grad}
-    order = list(probe.named)
     lines = []
-    for piece in sorted(
-        [*probe.pieces.values(), *frozen.values()], key=lambda piece: order.index(piece.parameter)
-    ):
+    for piece in pieces(probe.model):
         name, p = piece.name, probe.named[piece.parameter]
         verdict, note = fates.get(name, ("undecided", "frozen"))
         values = piece.rows(widened(p))

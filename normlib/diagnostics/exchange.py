@@ -5,7 +5,8 @@ import operator
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -16,11 +17,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.normalize)
-DROPOUTS = (
+DROPOUTS = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout
-)  # fmt: skip
+}  # fmt: skip
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
-RANDOM: tuple[type[Any], ...] = (random.Random, np.random.RandomState, np.random.BitGenerator)
+# What has a state that is not in attributes, and how to read and restore it.
+STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object]], ...] = (
+    (np.ndarray, np.copy, lambda a, content: a.flags.writeable and a.__setitem__(..., content)),
+    (np.random.Generator, lambda g: g.bit_generator.state,
+     lambda g, state: setattr(g.bit_generator, "state", state)),
+    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
+    (random.Random, random.Random.getstate, random.Random.setstate),
+    (torch.Generator, torch.Generator.get_state, torch.Generator.set_state),
+)  # fmt: skip
 # The standard library's objects (locks, files, queues of other threads) are no state of a model.
 FOREIGN = sys.stdlib_module_names - {"collections", "types"}
 
@@ -40,13 +49,7 @@ class Adjusted(TorchFunctionMode):
         super().__init__()
         self.eps = eps
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def wide(value: Any) -> Any:
             is_narrow = isinstance(value, torch.dtype) and value in NARROW
             return torch.float64 if is_narrow else value
@@ -66,21 +69,18 @@ class Adjusted(TorchFunctionMode):
 @contextlib.contextmanager
 def undisturbed(seed: int) -> Iterator[None]:
     """Fixed random numbers, double precision by default, nothing compiled; then all as it was."""
-    # What was compiled would be again for each exchange. Without dynamo nothing was.
-    compiled = "torch._dynamo" in sys.modules
-    eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    kept = random.getstate(), np.random.get_state(), torch.get_default_dtype()
-    with eager, torch.random.fork_rng(range(torch.cuda.device_count())):
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # what was compiled would be again for each exchange
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-            torch.set_default_dtype(kept[2])
+        yield
 
 
 class Belongings:
@@ -140,19 +140,11 @@ def _opened(box: Any) -> tuple[list[Any], Put | None]:
         return list(box), lambda values: _refill(box, values)
     if isinstance(box, tuple | frozenset):
         return list(box), None
-    if isinstance(box, np.ndarray):
-        content = box.copy()
-        return [], lambda _: np.copyto(box, content)
-    if isinstance(box, torch.Generator):
-        chance = box.get_state()
-        return [], lambda _: box.set_state(chance)
-    if isinstance(box, RANDOM):
-        state = box.__getstate__()
-        return [], lambda _: box.__setstate__(state)
-    if isinstance(box, np.random.Generator):
-        return [box.bit_generator], None
     if isinstance(box, MethodType):
         return [box.__self__], None
+    for kind, get, restore in STATES:
+        if isinstance(box, kind):
+            return [], partial(lambda restore, state, _: restore(box, state), restore, get(box))
     if isinstance(box, Tensor | type) or str(type(box).__module__).split(".")[0] in FOREIGN:
         return [], None
     slots = _slots(box)

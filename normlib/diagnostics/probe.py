@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,9 @@ CHANGE = 1e-9  # relative change of the loss that is more than rounding
 
 FUSED = re.compile(r"(in_proj_|qkv\.)(weight|bias)$")
 
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Loss = Callable[..., Tensor]
+Batch = tuple[Any, Any]
 Values = dict[str, Tensor]
 T = TypeVar("T")
 
@@ -58,8 +61,8 @@ class Piece:
         return self.rows(values[self.parameter])
 
 
-def pieces(model: nn.Module) -> dict[str, Piece]:
-    """What can be trained, by name; fused projections in three."""
+def pieces(model: nn.Module) -> list[Piece]:
+    """The parameters in the model's order; fused projections that can be trained in three."""
     transposed = {
         id(m._parameters.get("weight"))
         for m in model.modules()
@@ -67,13 +70,11 @@ def pieces(model: nn.Module) -> dict[str, Piece]:
     }
     found = []
     for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
-        if FUSED.search(name) and len(p) % 3 == 0:
+        if p.requires_grad and FUSED.search(name) and len(p) % 3 == 0:
             found += [Piece(f"{name}[{q}]", name, k) for k, q in enumerate("qkv")]
         else:
-            found.append(Piece(name, name, dim=int(id(p) in transposed)))
-    return {piece.name: piece for piece in found}
+            found.append(Piece(name, name, dim=int(p.requires_grad and id(p) in transposed)))
+    return found
 
 
 class Probe:
@@ -86,12 +87,7 @@ class Probe:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        inputs: Tensor | tuple[Any, ...] | dict[str, Any],
-        targets: Tensor | None,
-        loss: Callable[..., Tensor] | None,
-        seed: int,
+        self, model: nn.Module, inputs: Inputs, targets: Tensor | None, loss: Loss | None, seed: int
     ) -> None:
         _check(model)
         if not isinstance(inputs, Tensor | tuple | dict):
@@ -100,7 +96,9 @@ class Probe:
         self.model, self.batch, self.loss, self.seed = model, (inputs, targets), loss, seed
         self.named = dict(model.named_parameters())
         self.sizes = {name: _size_of(p) for name, p in self.named.items()}
-        self.pieces, self.belongings = pieces(model), Belongings((model, loss))
+        trained = (one for one in pieces(model) if self.named[one.parameter].requires_grad)
+        self.pieces = {piece.name: piece for piece in trained}
+        self.belongings = Belongings((model, loss))
 
     def own(self) -> Sample:
         """At the model's own point and ε, on the batch as given."""
@@ -111,7 +109,7 @@ class Probe:
         where = "a random point near the model's own"
         return self._sample(*self.point(number, far), number, EPS, where)
 
-    def point(self, number: int, far: bool = False) -> tuple[Values, tuple[Any, Any]]:
+    def point(self, number: int, far: bool = False) -> tuple[Values, Batch]:
         """A random point near the model's own, or anywhere, and another batch."""
         generator = torch.Generator().manual_seed(self.seed + number)
         values = {}
@@ -154,7 +152,7 @@ class Probe:
         return some
 
     def _sample(
-        self, values: Values, batch: tuple[Any, Any], number: int, eps: float | None, where: str
+        self, values: Values, batch: Batch, number: int, eps: float | None, where: str
     ) -> Sample:
         wanted = list(dict.fromkeys(piece.parameter for piece in self.pieces.values()))
         loss, gradients = self._evaluate(values, batch, number, eps, wanted)
@@ -173,10 +171,10 @@ class Probe:
     def _evaluate(
         self,
         values: Values,
-        batch: tuple[Any, Any],
+        batch: Batch,
         number: int,
         eps: float | None,
-        wanted: Iterable[str] = (),
+        wanted: Sequence[str] = (),
     ) -> tuple[float, Values]:
         """The loss, and its gradients by name as far as the loss uses the wanted parameters."""
         device = next(iter(self.named.values())).device
@@ -250,9 +248,7 @@ def _shuffler(generator: torch.Generator, noise: float) -> Callable[[Tensor], Te
     return shuffle
 
 
-def _loss(
-    loss: Callable[..., Tensor] | None, output: Any, targets: Tensor | None, seed: int
-) -> Tensor:
+def _loss(loss: Loss | None, output: Any, targets: Tensor | None, seed: int) -> Tensor:
     """The user's loss, or one that suits the targets."""
     if loss is not None:
         value = loss(output) if targets is None else loss(output, targets)

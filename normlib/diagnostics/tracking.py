@@ -3,6 +3,8 @@
 import math
 import numbers
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,11 +168,7 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        named: dict[str, nn.Parameter],
-        record_every: int,
-        exponent: float,
+        self, optimizer: Optimizer, named: Mapping[str, Tensor], record_every: int, exponent: float
     ) -> None:
         self.optimizer, self.record_every, self.scale_exponent = optimizer, record_every, exponent
         self.steps = 0
@@ -181,7 +179,7 @@ class Tracker:
         self._group_of = [place[id(p)] for p in self._named.values()]
         self._open: dict[str, list[Tensor]] | None = None
         self._room: list[Tensor] | None = None
-        self._rows: list[tuple[int, list, Tensor]] = []
+        self._rows: list[tuple[int, list[Any], Tensor]] = []
         count = len(self._named)
         shapes = (0, (0, 2, count), (0, len(_ON_DEVICE), count))
         self._fetched = [tuple(np.zeros(shape, np.float32) for shape in shapes)]
@@ -202,8 +200,6 @@ class Tracker:
             hook.remove()
         self._room = None
 
-    # Measuring: everything stays on the device -------------------------------------------------
-
     @torch.no_grad()
     def _begin_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
         self._open = None
@@ -215,16 +211,19 @@ class Tracker:
             room.copy_(w)
         # A CPU would have to fetch the memory page by page again; CUDA keeps it at hand.
         self._room = old if all(w.is_cpu for w in old) else None
-        self._open = now = {"old": old, "weight_norm": list(torch._foreach_norm(old))}
+        norms = list(torch._foreach_norm(old))
+        unknown = [torch.full_like(norms[0], math.nan)] * len(norms)
+        now = {"old": old, "weight_norm": norms, "gradient_norm": unknown, "alignment": unknown}
+        self._open = now
+        see_gradient = cache(partial(self._see_gradient, now))  # once
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
-            self._see_gradient(now)
+            see_gradient()
             return None
 
         def watched() -> Any:  # the gradient comes into being inside the step
             loss = closure()
-            if "gradient_norm" not in now:
-                self._see_gradient(now)
+            see_gradient()
             return loss
 
         if len(args) > 1:
@@ -236,13 +235,12 @@ class Tracker:
         grads = {i: _flat(p.grad) for i, p in enumerate(self._named.values()) if p.grad is not None}
         if not grads:
             return
-        norms = dict(zip(grads, torch._foreach_norm([*grads.values()]), strict=True))
         # A fused optimizer gets scaled gradients from a GradScaler, and the scale with them.
         scale = getattr(self.optimizer, "grad_scale", None)
-        now |= _no_gradient(now["weight_norm"])
-        for i, g in grads.items():
-            now["alignment"][i] = torch.dot(g, now["old"][i]) / (norms[i] * now["weight_norm"][i])
-            now["gradient_norm"][i] = norms[i] if scale is None else norms[i] / scale.to(g.device)
+        now |= {name: list(now[name]) for name in ("gradient_norm", "alignment")}
+        for (i, g), norm in zip(grads.items(), torch._foreach_norm([*grads.values()]), strict=True):
+            now["alignment"][i] = torch.dot(g, now["old"][i]) / (norm * now["weight_norm"][i])
+            now["gradient_norm"][i] = norm if scale is None else norm / scale.to(g.device)
 
     @torch.no_grad()
     def _end_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -251,12 +249,12 @@ class Tracker:
         if found_inf is not None and found_inf.item():
             return  # a fused optimizer was told by a GradScaler to skip, and did
         if now is not None:
-            now = _no_gradient(now["weight_norm"]) | now
             new = map(_flat, self._named.values())
             now["angle"] = list(map(turned_angle, now["old"], new, now["weight_norm"]))
-            groups = [optimizer.param_groups[i] for i in self._group_of]
-            rates = [[_copied(group.get("lr", math.nan)) for group in groups],
-                     [_copied(group.get("weight_decay", 0.0)) for group in groups]]  # fmt: skip
+            defaults = {"lr": math.nan, "weight_decay": 0.0}
+            groups = [defaults | optimizer.param_groups[i] for i in self._group_of]
+            # Copied, since a tensor may be changed in place later.
+            rates = [[deepcopy(group[name]) for group in groups] for name in defaults]
             values = torch.stack([_stack(now[name]) for name in _ON_DEVICE])
             self._rows.append((self.steps, rates, values))
         self.steps += 1
@@ -277,8 +275,6 @@ class Tracker:
         self._fetch()
         self._fetched = [tuple(np.concatenate(parts) for parts in zip(*self._fetched, strict=True))]
         return self._fetched[0]
-
-    # Reading -----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The record so far, for a checkpoint; ``torch.load(weights_only=True)`` reads it."""
@@ -313,15 +309,12 @@ class Tracker:
         """
         steps, rates, values = self._record()
         values = np.concatenate([rates, values], axis=1, dtype=float)
+        about = {"optimizer": type(self.optimizer).__name__, "steps": self.steps}
+        about |= {"record_every": self.record_every, "scale_exponent": self.scale_exponent}
         record = xr.Dataset(
             {name: (("step", "parameter"), values[:, i]) for i, name in enumerate(_MEASUREMENTS)},
             {"parameter": list(self._named), "step": steps.astype(int)},
-            {
-                "optimizer": type(self.optimizer).__name__,
-                "steps": self.steps,
-                "record_every": self.record_every,
-                "scale_exponent": self.scale_exponent,
-            },
+            about,
         ).transpose("parameter", "step")
         record["effective_lr"] = record.lr / record.weight_norm**self.scale_exponent
         sizes = [p.numel() for p in self._named.values()]
@@ -398,16 +391,6 @@ def _flat(x: Tensor) -> Tensor:
     x = x.detach()
     x = x if x.layout == torch.strided else x.to_dense()
     return x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _no_gradient(like: list[Tensor]) -> dict[str, list[Tensor]]:
-    nan = torch.full_like(like[0], math.nan)
-    return {name: [nan] * len(like) for name in ("gradient_norm", "alignment")}
-
-
-def _copied(rate: float | Tensor) -> float | Tensor:
-    """A rate as it is now: a tensor may be changed in place later."""
-    return rate.detach().clone() if isinstance(rate, Tensor) else rate
 
 
 def _stack(scalars: list[Tensor]) -> Tensor:
