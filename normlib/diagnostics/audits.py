@@ -33,7 +33,7 @@ LOCAL = "invariant to small changes of scale only"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Audit:
-    """What `audit` found; print it, or ask for `to_dataframe()`.
+    """What `audit` found; print it, or ask for `to_dataframe()`. Chapter 09.
 
     Attributes
     ----------

@@ -80,10 +80,9 @@ def pieces(model: nn.Module) -> list[Piece]:
 class Probe:
     """A model, a batch and a loss, evaluated at points of ours without leaving a trace.
 
-    Everything random is drawn from the number of the point, so that what is random in a model
-    (dropout, stochastic depth) is one and the same function whenever that point is evaluated.
-    Nothing needs to be recognised and switched off, but a block may be left out at one point: a
-    verdict takes several.
+    Random numbers are drawn from the number of the point, so that a model with some, other than
+    for dropout, is one and the same function whenever that point is evaluated. That function may
+    leave out a block: a verdict takes several points.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class Probe:
         """Those of `some` that leave the loss when edits change values, each at another point."""
         for number, edit in enumerate(edits if some else (), first):
             values, batch = self.point(number)
-            before, _ = self._evaluate(values, batch, number, EPS)
+            before, _ = self._loss_and_gradients(values, batch, number, EPS)
             passed: list[T] = []
             pending = [some]
             while pending:
@@ -142,7 +141,7 @@ class Probe:
                 changed = dict(values)
                 for one in part:
                     edit(one, changed)
-                after, _ = self._evaluate(changed, batch, number, EPS)
+                after, _ = self._loss_and_gradients(changed, batch, number, EPS)
                 half = len(part) // 2
                 if abs(after - before) <= CHANGE * max(abs(before), abs(after)):
                     passed += part
@@ -155,7 +154,7 @@ class Probe:
         self, values: Values, batch: Batch, number: int, eps: float | None, where: str
     ) -> Sample:
         wanted = list(dict.fromkeys(piece.parameter for piece in self.pieces.values()))
-        loss, gradients = self._evaluate(values, batch, number, eps, wanted)
+        loss, gradients = self._loss_and_gradients(values, batch, number, eps, wanted)
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss} at {where}; check inputs, targets and loss")
         stats = {}
@@ -168,7 +167,7 @@ class Probe:
         used = {name for name, piece in self.pieces.items() if piece.parameter in gradients}
         return Sample({name: s.cpu().numpy() for name, s in stats.items()}, used)
 
-    def _evaluate(
+    def _loss_and_gradients(
         self,
         values: Values,
         batch: Batch,
