@@ -25,7 +25,16 @@ LAYERS = {
     "theory": (),
     "files": (),
     "validation": (),
-    "diagnostics": ("invariance", "symmetries", "probe", "audits", "exponents", "tracking"),
+    "diagnostics": (
+        "invariance",
+        "symmetries",
+        "exchange",
+        "probe",
+        "audits",
+        "exponents",
+        "equilibria",
+        "tracking",
+    ),  # fmt: skip
     "optimizers": (),
     "networks": (),
     "data": ("datasets", "images"),

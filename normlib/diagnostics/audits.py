@@ -77,8 +77,9 @@ class Audit:
             - blocks: how many of these there are; 0 if nothing;
             - groups: positions in `Audit.groups`;
             - norm, gradient_norm: at the model's own point, on the inputs as given;
-            - eps_violation: largest |cos| of weight and gradient over the blocks at the model's own
-              point with its own ε; 0 where the invariance is exact, nan where there is none;
+            - eps_violation: largest size of the cosine of weight and gradient over the blocks, at
+              the model's own point with its own ε; 0 where the invariance is exact, nan where
+              there is none;
             - decay: what weight decay does there, in words;
             - note: why something is undecided, or what is special.
         """
@@ -187,6 +188,8 @@ def audit(
 
     Raises
     ------
+    TypeError
+        If inputs are no tensor, tuple or dict.
     ValueError
         If nothing is trainable; if parameters are complex, sparse, uninitialised, without values
         or on several devices; if the loss is no finite scalar, or none was given where the output

@@ -57,7 +57,7 @@ class Adjusted(TorchFunctionMode):
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             return args[0].double()
         if func in DROPOUTS:
-            return args[0]
+            return args[0] if args else kwargs["input"]
         named = {key: wide(value) for key, value in (kwargs or {}).items()}
         if self.eps is not None and func in NORMS and "eps" in named:
             named["eps"] = self.eps

@@ -51,8 +51,10 @@ def scale_exponent(
 
     Raises
     ------
+    TypeError
+        If it makes no torch optimizer.
     ValueError
-        If it makes no torch optimizer, or one that cannot step on a dense matrix (SparseAdam).
+        If it makes one that cannot step on a dense matrix (SparseAdam).
 
     Notes
     -----
@@ -94,7 +96,7 @@ def _turned(
     weights = nn.Parameter(w * scale)
     optimizer = make_optimizer([weights])
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(
+        raise TypeError(
             f"make_optimizer must return a torch optimizer, got {type(optimizer).__name__}"
         )
 

@@ -91,7 +91,7 @@ class Probe:
         _check(model)
         if not isinstance(inputs, Tensor | tuple | dict):
             kind = type(inputs).__name__
-            raise ValueError(f"inputs must be a tensor, or a tuple or dict of tensors; got {kind}")
+            raise TypeError(f"inputs must be a tensor, or a tuple or dict of tensors; got {kind}")
         self.model, self.batch, self.loss, self.seed = model, (inputs, targets), loss, seed
         self.named = dict(model.named_parameters())
         self.sizes = {name: _size_of(p) for name, p in self.named.items()}

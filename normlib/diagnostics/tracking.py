@@ -64,10 +64,11 @@ def track(
 
     Raises
     ------
+    TypeError
+        For an argument of a wrong type.
     ValueError
-        For sharded parameters (FSDP, DTensor), of which a process sees only a part; parameters of
-        the optimizer that are not the model's; sparse, complex or integer parameters; nothing to
-        track; `record_every` below 1.
+        For sharded parameters (FSDP, DTensor); parameters of the optimizer that are not the model's;
+        sparse, complex or integer parameters; nothing to track; `record_every` below 1.
 
     Notes
     -----
@@ -88,18 +89,18 @@ def track(
     Frozen({'parameter': 1, 'step': 3})
     """
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(
+        raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; if it "
             "wraps one, pass that"
         )
     whole = isinstance(record_every, numbers.Integral) and not isinstance(record_every, bool)
     if not whole or record_every < 1:
-        raise ValueError(f"record_every must be a whole number of at least 1, got {record_every!r}")
+        error = ValueError if whole else TypeError
+        raise error(f"record_every must be a whole number of at least 1, got {record_every!r}")
     if exponent is not None and not isinstance(exponent, numbers.Real):
-        raise ValueError(f"exponent must be a number or None, got {exponent!r}")
+        raise TypeError(f"exponent must be a number or None, got {exponent!r}")
     chosen = _tracked(optimizer, model)
-    if exponent is None:
-        exponent = exponent_of(optimizer)
+    exponent = exponent_of(optimizer) if exponent is None else exponent
     return Tracker(optimizer, chosen, int(record_every), float(exponent))
 
 
@@ -109,7 +110,7 @@ def _tracked(optimizer: Optimizer, model: Any) -> dict[str, nn.Parameter]:
     if not isinstance(model, nn.Module):
         model, audited = getattr(model, "model", None), getattr(model, "invariant", None)
         if not isinstance(model, nn.Module) or audited is None:
-            raise ValueError("model must be an nn.Module or the result of nl.audit")
+            raise TypeError("model must be an nn.Module or the result of nl.audit")
         audited = {_plain(name) for name in audited}
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
