@@ -26,15 +26,9 @@ LAYERS = {
     "files": (),
     "validation": (),
     "diagnostics": (
-        "invariance",
-        "symmetries",
-        "exchange",
-        "probe",
-        "audits",
-        "exponents",
-        "equilibria",
-        "tracking",
-    ),  # fmt: skip
+        *("invariance", "symmetries", "exchange", "probe", "audits"),
+        *("exponents", "equilibria", "tracking"),
+    ),
     "optimizers": (),
     "networks": (),
     "data": ("datasets", "images"),
@@ -95,7 +89,7 @@ def test_lower_bounds_only_move_neither_torch_nor_numpy():
 MODULES = {
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__main__.py" and path.parent != PACKAGE or path.stem in LAYERS
+    if path.name != "__main__.py" and (path.parent != PACKAGE or path.stem in LAYERS)
 }
 ORDER = [
     name

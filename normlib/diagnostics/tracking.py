@@ -67,7 +67,7 @@ def track(
     TypeError
         For an argument of a wrong type.
     ValueError
-        For sharded parameters (FSDP, DTensor); parameters of the optimizer that are not the model's;
+        For sharded parameters (FSDP, DTensor); parameters of the optimizer that the model lacks;
         sparse, complex or integer parameters; nothing to track; `record_every` below 1.
 
     Notes
