@@ -60,6 +60,7 @@ test: lint unit nbval pages
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 unit: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --ignore tests/built
@@ -82,12 +83,15 @@ pages: $(READY)
 bench: $(READY)
 	$(BIN)/python tools/bench.py --write
 
-# The chapters go to _build/fresh; what chapter 10 finishes is kept as recordings, part by part.
+# The chapters go to _build/fresh; what chapter 10 finishes is kept in _build/gpu, part by part, and
+# becomes recordings when all is there.
 gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit( \
 	  "make gpu: torch sees no CUDA device; the chapters run without one: make book")'
-	NORMLIB_SIZE=gpu NORMLIB_KEEP=$(CURDIR)/normlib/recordings NORMLIB_DATA=$(CURDIR)/_build/data \
+	NORMLIB_SIZE=gpu NORMLIB_KEEP=$(CURDIR)/_build/gpu NORMLIB_DATA=$(CURDIR)/_build/data \
 	  $(BIN)/python tools/notebooks.py --into _build/fresh
+	$(BIN)/python -m normlib.recordings --parts _build/gpu \
+	  full_cifar10_nesterov full_cifar10_adam full_cifar10_unit_norm
 	@echo "chapters with outputs: _build/fresh/notebooks; recordings: git status normlib/recordings"
 
 clean:

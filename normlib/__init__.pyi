@@ -12,10 +12,10 @@ from .data import image_folder as image_folder
 from .data import mnist1d as mnist1d
 from .diagnostics.audits import Audit as Audit
 from .diagnostics.audits import audit as audit
+from .diagnostics.exponents import scale_exponent as scale_exponent
 from .diagnostics.invariance import euler as euler
 from .diagnostics.invariance import rescaled as rescaled
 from .diagnostics.tracking import Tracker as Tracker
-from .diagnostics.tracking import scale_exponent as scale_exponent
 from .diagnostics.tracking import track as track
 from .networks import convnet as convnet
 from .networks import mlp as mlp

@@ -198,9 +198,9 @@ class ConvNet(Net):
     def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         k = wide.networks
         h = x.contiguous(memory_format=torch.channels_last)
-        for i, layer in enumerate(self.layers, start=1):
+        for i in range(1, self.depth + 1):
             out, inputs, *kernel = self._weight_shape(i, wide.shape)
-            weight, bias = wide.weight(layer), wide.bias(layer)
+            weight, bias = wide.weight(i), wide.bias(i)
             geometry = self._geometry(i, wide.shape)
             if i == 1 and inputs == 1:
                 h = _one_channel_convolution(h, weight.reshape(k * out, -1), bias, kernel, geometry)
@@ -209,11 +209,8 @@ class ConvNet(Net):
                 weight = weight.view(k * out, *kernel, inputs).permute(0, 3, 1, 2)
                 # All networks see the same batch: the first layer needs no copy of it for each.
                 h = F.conv2d(h, weight, bias, groups=1 if i == 1 else k, **geometry)
-            if self.norm == "batch":
-                h = wide.batch_norm(h, i, training)
-            elif self.norm == "layer":
-                gain, shift = wide.flat(f"norm{i}.weight"), wide.flat(f"norm{i}.bias")
-                h = F.group_norm(h, k, gain, shift, self.eps)
+            if self.norm in ("batch", "layer"):
+                h = wide.normalized(h, i, training)
             h = F.relu_(h)
         # Channels last here too, so that the gradient comes back in that layout.
         h = h.permute(0, 2, 3, 1).reshape(len(h), -1, k, self.width).permute(2, 0, 1, 3)
@@ -240,20 +237,16 @@ class MLP(Net):
     def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         k, c, n = wide.networks, self.width, len(x)
         h = x.flatten(1)
-        for i, layer in enumerate(self.layers, start=1):
-            weight = wide.weight(layer)
+        for i in range(1, self.depth + 1):
+            weight, bias = wide.weight(i), wide.bias(i)
             if i == 1:
                 h = h @ weight.reshape(k * c, -1).T
             else:
                 h = (h.view(n, k, c).transpose(0, 1) @ weight.mT).transpose(0, 1).reshape(n, k * c)
-            bias = wide.bias(layer)
             if bias is not None:
                 h = h + bias
-            if self.norm == "batch":
-                h = wide.batch_norm(h, i, training)
-            elif self.norm == "layer":
-                h = F.layer_norm(h.view(n, k, c), (c,), eps=self.eps).reshape(n, k * c)
-                h = h * wide.flat(f"norm{i}.weight") + wide.flat(f"norm{i}.bias")
+            if self.norm in ("batch", "layer"):
+                h = wide.normalized(h, i, training)
             h = F.relu_(h)
         return wide.head(h.view(n, k, c).transpose(0, 1))
 
@@ -287,11 +280,10 @@ class Wide:
         for p in self.parameters.values():
             one = p.rows(state[p.key]).to(device, dtype)
             self.values[p.name] = one.expand(networks, *one.shape).clone().requires_grad_()
-        if net.norm == "batch":
-            for i in range(1, net.depth + 1):
-                for key, fill in ((f"norm{i}.running_mean", 0.0), (f"norm{i}.running_var", 1.0)):
-                    size = networks * net.width
-                    self.buffers[key] = torch.full((size,), fill, device=device, dtype=dtype)
+        size = networks * net.width
+        for i in range(1, net.depth + 1) if net.norm == "batch" else ():
+            self.buffers[f"norm{i}.running_mean"] = torch.zeros(size, device=device, dtype=dtype)
+            self.buffers[f"norm{i}.running_var"] = torch.ones(size, device=device, dtype=dtype)
 
     def __call__(self, x: Tensor, training: bool = False) -> Tensor:
         """Logits (K, N, classes) of a batch (N, C, H, W) that all networks share."""
@@ -312,10 +304,9 @@ class Wide:
     def scale_(self, factors: Tensor) -> None:
         """Multiply the hidden layers' weights of network k by ``factors[k]``."""
         factors = torch.as_tensor(factors).view(-1, 1, 1)
-        with torch.no_grad():
-            for layer in self.net.layers:
-                value = self.values[f"{layer}.weight"]
-                value.mul_(factors.to(value))
+        for layer in self.net.layers:
+            weight = self.values[f"{layer}.weight"].data
+            weight.mul_(factors.to(weight))
 
     # Used by the architectures:
 
@@ -323,24 +314,25 @@ class Wide:
         """A parameter with one entry a channel, as a vector (K·C,)."""
         return self.values[name].reshape(-1)
 
-    def weight(self, layer: str) -> Tensor:
-        """The weights that a layer applies, (K, C, n); under weight norm γ w / ‖w‖."""
-        w = self.values[f"{layer}.weight"]
+    def weight(self, i: int) -> Tensor:
+        """The weights that the i-th layer applies, (K, C, n); under weight norm γ w / ‖w‖."""
+        w = self.values[f"{self.net.layers[i - 1]}.weight"]
         if self.net.norm == "weight":
-            gain = self.values[layer.replace(self.net._layer, "norm") + ".weight"]
-            w = gain * (w / w.norm(dim=2, keepdim=True))
+            w = self.values[f"norm{i}.weight"] * (w / w.norm(dim=2, keepdim=True))
         return w
 
-    def bias(self, layer: str) -> Tensor | None:
-        """The bias (K·C,) that a layer adds before any normalization of its output, or None."""
+    def bias(self, i: int) -> Tensor | None:
+        """The bias (K·C,) that the i-th layer adds before any normalization, or None."""
         if self.net.norm == "weight":
-            return self.flat(layer.replace(self.net._layer, "norm") + ".bias")
-        return self.flat(f"{layer}.bias") if self.net.norm == "none" else None
+            return self.flat(f"norm{i}.bias")
+        return self.flat(f"{self.net.layers[i - 1]}.bias") if self.net.norm == "none" else None
 
-    def batch_norm(self, h: Tensor, i: int, training: bool) -> Tensor:
-        """Batch norm of the i-th hidden layer, each channel of each network on its own."""
-        mean, var = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
+    def normalized(self, h: Tensor, i: int, training: bool) -> Tensor:
+        """Batch or layer norm of the i-th hidden layer's output, each network on its own."""
         gain, shift = self.flat(f"norm{i}.weight"), self.flat(f"norm{i}.bias")
+        if self.net.norm == "layer":
+            return F.group_norm(h, self.networks, gain, shift, self.net.eps)
+        mean, var = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
         return F.batch_norm(h, mean, var, gain, shift, training, eps=self.net.eps)
 
     def head(self, h: Tensor) -> Tensor:

@@ -42,8 +42,9 @@ def test_the_wheel_has_the_package_with_its_recordings_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     about = f"normlib-{normlib.__version__}.dist-info/"
     assert all(name.startswith(("normlib/", about)) for name in names)
-    for part in recordings.FOLDER.rglob("*.npz"):
-        assert f"normlib/{part.relative_to(ROOT / 'normlib').as_posix()}" in names
+    for file in recordings.FOLDER.rglob("*.nc"):
+        assert f"normlib/recordings/{file.name}" in names
+    assert {"normlib/__init__.pyi", "normlib/py.typed"} <= set(names)
     assert wheel.stat().st_size < 10e6
 
 

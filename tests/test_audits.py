@@ -2,7 +2,10 @@
 
 import copy
 import random
+from collections import deque, namedtuple
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -376,6 +379,167 @@ def test_every_verdict_on_small_models_is_confirmed_by_rescaling(name, full):
     confirm(found, model, inputs.double(), lambda output: F.mse_loss(output, target))
 
 
+class Hidden(nn.Module):
+    """Stochastic depth of another name, by example."""
+
+    def forward(self, x):
+        return (x * (torch.rand(len(x), 1) < 0.5)) if self.training else x
+
+
+class Masked(nn.Linear):
+    """Functional dropout in a layer with weights, and in attention over the batch."""
+
+    def forward(self, x):
+        x = F.dropout(super().forward(x), 0.5, self.training)
+        return x + F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 * self.training)
+
+
+class Undropped(nn.Linear):
+    def forward(self, x):
+        x = super().forward(x)
+        return x + F.scaled_dot_product_attention(x, x, x)
+
+
+class Residual(nn.Module):
+    """A residual block whose second bias goes with the next batch norm, were it not for `drop`."""
+
+    def __init__(self, drop, linear=nn.Linear):
+        super().__init__()
+        self.drop, self.one, self.two = drop, linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.drop(self.two(self.one(x).relu()))
+
+
+def residual(drop, linear=nn.Linear):
+    torch.manual_seed(3)
+    last = nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3)
+    return nn.Sequential(Residual(drop, linear), *last)
+
+
+DROPOUTS = {
+    "dropout": (nn.Dropout(0.5), nn.Linear),
+    "in place": (nn.Dropout(0.5, inplace=True), nn.Linear),
+    "alpha": (nn.AlphaDropout(0.5), nn.Linear),
+    "depth by example": (StochasticDepth(0.5, "row"), nn.Linear),
+    "depth by batch": (StochasticDepth(0.9, "batch"), nn.Linear),
+    "of another name": (Hidden(), nn.Linear),
+    "functional": (nn.Identity(), Masked),
+}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_of_every_kind_leaves_the_audit(name):
+    drop, linear = DROPOUTS[name]
+    inputs = torch.randn(12, 6)
+    plain = residual(nn.Identity(), Undropped if linear is Masked else linear)
+    expected, found = (nl.audit(m, inputs) for m in (plain, residual(drop, linear)))
+    assert expected.to_dataframe().verdict["0.two.bias"] == "no effect"
+    assert found.groups == expected.groups
+    assert found.to_dataframe().equals(expected.to_dataframe())
+
+
+def test_dropout_of_attention_and_recurrence_leaves_the_audit():
+    for make in (
+        lambda p: nn.LSTM(8, 6, 2, dropout=p, batch_first=True),
+        lambda p: nn.TransformerEncoderLayer(8, 2, 12, dropout=p, batch_first=True),
+    ):
+        tables = []
+        for p in (0.0, 0.5):
+            torch.manual_seed(4)
+            model = make(p)
+            loss = lambda out: (out if isinstance(out, torch.Tensor) else out[0]).pow(3).mean()  # noqa: E731
+            tables.append(nl.audit(model, torch.randn(SEQUENCE), loss=loss).to_dataframe())
+        assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_that_are_left_out_at_random_lose_no_verdict(seed):
+    """At a single point half of the blocks are not used: nothing there is dead or without use."""
+
+    class Skipped(nn.Module):
+        def __init__(self, p):
+            super().__init__()
+            self.layer, self.norm, self.p = nn.Linear(6, 6), nn.BatchNorm1d(6), p
+
+        def forward(self, x):
+            if self.training and torch.rand(()) < self.p:
+                return x
+            return x + self.norm(self.layer(x)).relu()
+
+    verdicts = []
+    for p in (0.0, 0.5):
+        torch.manual_seed(5)
+        model = nn.Sequential(*[Skipped(p) for _ in range(4)], nn.Linear(6, 3))
+        verdicts.append(nl.audit(model, torch.randn(12, 6), seed=seed).to_dataframe().verdict)
+    assert verdicts[1].tolist() == verdicts[0].tolist()
+    assert set(verdicts[0]) == {"invariant", "no effect", "not invariant"}
+
+
+class RaindropNet(nn.Module):
+    """No dropout: a batch norm of its own, which knows training from evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("variance", torch.ones(6))
+
+    def forward(self, x):
+        x = F.batch_norm(self.layer(x), self.mean, self.variance, training=self.training)
+        return self.head(x.relu())
+
+
+class Damped(nn.Linear):
+    """Has a number named dropout that is no probability."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.dropout = 0.5
+
+    def forward(self, x):
+        return super().forward(x) * self.dropout
+
+
+@pytest.mark.parametrize(
+    ("make", "weight"),
+    [
+        (RaindropNet, "layer.weight"),
+        (lambda: type("DropInWrapper", (RaindropNet,), {})(), "layer.weight"),
+        (lambda: vectors(Damped(5, 6), nn.BatchNorm1d(6)), "0.weight"),
+    ],
+)
+def test_a_name_with_drop_in_it_means_nothing(make, weight):
+    assert nl.audit(make(), torch.randn(ROWS)).invariant == [weight]
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return x if self.training else x.round()
+
+
+def test_what_is_no_dropout_acts_as_in_training():
+    """Noise of a fixed size breaks the invariance; a layer that rounds afterwards has gradients."""
+    for layer, verdict in ((Noisy(), "not invariant"), (Rounded(), "invariant")):
+        model = vectors(nn.Linear(5, 6), layer, nn.BatchNorm1d(6))
+        table = nl.audit(model, torch.randn(ROWS)).to_dataframe()
+        assert table.verdict["0.weight"] == verdict
+
+
+def test_a_compiled_model_is_audited_as_it_is():
+    model, inputs = images(nn.BatchNorm2d(6)), torch.randn(PICTURE)
+    model.insert(3, nn.Dropout(0.5))
+    compiled = torch.compile(model, backend="eager")
+    compiled(inputs)
+    expected, found = nl.audit(model, inputs), nl.audit(compiled, inputs)
+    assert found.to_dataframe().verdict.tolist() == expected.to_dataframe().verdict.tolist()
+
+
 def test_a_tied_weight_is_one_parameter():
     model, tokens = Tied(), torch.randint(9, (8, 5))
     found = nl.audit(model, tokens, tokens.roll(1, 1))
@@ -497,6 +661,62 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(self.last)[0][:, -1])
 
 
+@dataclass
+class Cache:
+    keys: list = field(default_factory=lambda: [(torch.eye(5), [torch.zeros(5)])])
+    calls: int = 0
+    owner: nn.Module | None = None
+
+
+class Slotted:
+    __slots__ = ("inner", "late")
+
+    def __init__(self):
+        self.inner = {"scale": torch.ones(5)}
+
+
+Pair = namedtuple("Pair", ["tensor", "seen"])
+
+
+class Hoarder(nn.Module):
+    """Holds tensors and state in whatever can be nested, and changes all of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+        self.cache = {"blocks": [Cache(owner=self)], "log": {"lines": [[]]}}
+        self.pair = (Pair(torch.ones(5), []), frozenset({torch.ones(5)}))
+        self.space = SimpleNamespace(slotted=Slotted(), recent=deque([torch.ones(5)], maxlen=2))
+        self.arrays = [np.ones(2), {"deep": np.zeros(3)}, np.frombuffer(b"fixed", np.uint8)]
+        self.chance = {"torch": torch.Generator(), "numpy": [np.random.default_rng(0)]}
+        self.chance |= {"python": random.Random(0), "old": np.random.RandomState(0)}
+        self.bag = [{1, 2}]
+
+    def forward(self, x):
+        block, slotted = self.cache["blocks"][0], self.space.slotted
+        key, (total,) = block.keys[0]
+        x = x @ key + total + slotted.inner["scale"]  # all in the precision of x
+        total.add_(1)
+        key[0, 0] += 1
+        slotted.inner["scale"] *= 2
+        slotted.inner["last"] = slotted.late = x
+        block.keys.append(x)
+        block.calls += 1
+        self.cache["log"]["lines"][0].append(x)
+        self.pair[0].tensor.mul_(2)
+        self.pair[0].seen.append(x)
+        next(iter(self.pair[1])).mul_(2)
+        self.space.recent[-1].mul_(3)
+        self.space.recent.append(x)
+        self.arrays[0] += 1
+        self.arrays[1]["deep"][1] = 5
+        self.bag[0].add(3)
+        torch.rand(1, generator=self.chance["torch"])
+        for kind in (*self.chance["numpy"], self.chance["python"], self.chance["old"]):
+            (kind.rand if kind is self.chance["old"] else kind.random)()
+        return self.layer(x)
+
+
 class Broken(nn.Sequential):
     def forward(self, x):
         super().forward(x)
@@ -514,6 +734,7 @@ UNTOUCHED = {
     "recurrent": (Recurrent, SEQUENCE),
     "weight norm as a hook": (old_weight_norm, ROWS),
     "broken": (lambda: Broken(nn.Linear(5, 6), nn.BatchNorm1d(6)), ROWS),
+    "nested state": (Hoarder, ROWS),
     "double": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 3)).double(), ROWS),
 }
 
@@ -526,8 +747,19 @@ def bits(value):
         return id(value), value.dtype, value.requires_grad, value._version, content, grad
     if isinstance(value, dict):
         return id(value), [(key, bits(item)) for key, item in value.items()]
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, list | tuple | set | frozenset | deque):
         return id(value), [bits(item) for item in value]
+    if isinstance(value, Cache | SimpleNamespace):
+        return id(value), bits({k: item for k, item in vars(value).items() if k != "owner"})[1]
+    if isinstance(value, Slotted):
+        return id(value), bits(value.inner), hasattr(value, "late")
+    if isinstance(value, np.ndarray):
+        return id(value), value.tobytes()
+    if isinstance(value, torch.Generator):
+        return id(value), value.get_state().tolist()
+    if isinstance(value, random.Random | np.random.RandomState | np.random.Generator):
+        state = getattr(value, "bit_generator", value).__getstate__()
+        return id(value), repr(state)
     return id(value), repr(value) if isinstance(value, bool | int | float | str) else None
 
 
@@ -579,7 +811,7 @@ def test_norms_are_those_of_the_models_own_point():
         assert table["shape"][name] == tuple(p.shape)
 
 
-def test_eps_spoils_as_much_as_its_law_says():
+def test_eps_violates_the_invariance_as_much_as_its_law_says():
     """Before batch norm ⟨w_c, g_c⟩ = ε/(var_c + ε) γ_c ∂L/∂γ_c, exactly."""
     model = images(nn.BatchNorm2d(6, eps=0.1)).double()
     inputs, targets = torch.randn(PICTURE).double(), torch.arange(8) % 4
@@ -632,7 +864,8 @@ def test_a_printed_audit_fits_a_page():
     assert any("invariant per channel" in x and "sets the learning rate" in x for x in lines)
     assert max(map(len, lines)) <= 100
     assert "<table" in found._repr_html_()
-    assert "script" not in found._repr_html_()
+    named = type("<script>", (nn.Sequential,), {})(nn.Linear(5, 3))
+    assert "<script" not in nl.audit(named, torch.randn(ROWS))._repr_html_()
 
 
 @pytest.mark.parametrize("kind", ["tuple", "dict"])
@@ -751,6 +984,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named_in_one_line(name):
     make, arguments, message = BAD[name]
-    with pytest.raises(ValueError, match=message) as error:
+    kind = TypeError if name == "list" else ValueError
+    with pytest.raises(kind, match=message) as error:
         nl.audit(make(), **{"inputs": torch.randn(ROWS), **arguments})
     assert "\n" not in str(error.value)

@@ -1,9 +1,9 @@
 """The benchmark trains what it says and counts the arithmetic right."""
 
-import pytest
-import torch
+import numpy as np
 
 import normlib as nl
+from normlib.sweeps import training
 from tools import bench
 
 
@@ -14,17 +14,22 @@ def test_arithmetic_of_a_step_is_counted_by_hand():
     assert bench.arithmetic(nl.convnet(), (1, 1, 40)) == 3 * forward - first
 
 
-@pytest.mark.parametrize("method", [bench.sweep, bench.loop, bench.vmap])
-def test_every_method_trains(method):
-    torch.manual_seed(0)
-    assert method(nl.convnet(width=4, depth=2), bench.random_images((1, 1, 8), 400), 3, 2) > 0
+def test_the_sweep_that_is_timed_trains_every_network_for_its_steps(monkeypatch):
+    trained, train = [], training.train
+
+    def note(spec, part, data, stop):
+        results = train(spec, part, data, stop=stop)
+        trained.append((part.stop - part.first, np.count_nonzero(results["loss"][0])))
+
+    monkeypatch.setattr(training, "train", note)
+    images = bench.random_images((1, 1, 8), 400)
+    bench.sweep(nl.convnet(width=4, depth=2), images, 3, 2, record_every=1)
+    assert trained == [(3, 2)]
 
 
-def test_what_a_tracker_adds_is_measured_too():
-    pytest.importorskip("torchvision")
-    plain, added = bench.tracked(2, size=32)
-    assert plain > 0
-    assert abs(added) < 10 * plain
+def test_importing_is_measured_in_a_process_without_normlib():
+    assert bench.importing("import sys; assert 'normlib' not in sys.modules") < 1
+    assert bench.importing("time.sleep(0.2)") > 0.2
 
 
 def test_ratios_are_of_paired_runs():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import normlib as nl
-from normlib import recordings, sweeps
+from normlib import recordings
+from normlib.sweeps import training
 from tests import guards
 from tests.conftest import ROOT, noise, read
 
@@ -25,7 +26,7 @@ def chapter(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nl, "style", lambda: None)
-    monkeypatch.setattr(nl, "show", lambda figure, alt: matplotlib.pyplot.close(figure))
+    monkeypatch.setattr(nl, "show_figure", lambda figure, alt: matplotlib.pyplot.close(figure))
 
     def run(start=None, stop=None, **names):
         begun = start is None
@@ -50,12 +51,12 @@ def gpu(chapter, monkeypatch):
     rates, decays = np.geomspace(1e-3, 3, 5), np.geomspace(1e-3, 3, 9)
     grid = dict(lr=rates, weight_decay=decays, device="cpu", chunk_size=32)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(sweeps, "fast_precision", lambda: "float32")
+    monkeypatch.setattr(recordings, "fast_precision", lambda: "float32")
     monkeypatch.setattr(
         recordings,
         "full_size",
         lambda name, data, checkpoint_dir=None, **changes: full(
-            name, data, keep, **small | grid | changes
+            name, data, checkpoint_dir, **small | grid | changes
         ),
     )
     monkeypatch.setattr(nl, "cifar10", lambda root: noise(100, 100, "CIFAR-10"))
@@ -65,16 +66,16 @@ def gpu(chapter, monkeypatch):
 
 
 def test_with_a_gpu_it_trains_keeps_and_goes_on(chapter, gpu, monkeypatch, tmp_path):
-    trained, train = [], sweeps._train
+    trained, train = [], training.train
 
-    def note(plan, part, tick, stop=None):
+    def note(spec, part, data, *rest, stop=None):
         if stop is None:
             trained.append(part.label)
-        return train(plan, part, tick, stop)
+        return train(spec, part, data, *rest, stop=stop)
 
-    monkeypatch.setattr(sweeps, "_train", note)
+    monkeypatch.setattr(training, "train", note)
     monkeypatch.setenv("NORMLIB_KEEP", str(tmp_path / "parts"))
-    stop = "nl.at_equilibrium(runs, rule)"
+    stop = "nl.at_equilibrium(runs, optimizer)"
     names, printed = chapter(stop=stop)
     assert names["GPU"]
     assert "hours; finished parts are kept in" in printed
@@ -84,8 +85,9 @@ def test_with_a_gpu_it_trains_keeps_and_goes_on(chapter, gpu, monkeypatch, tmp_p
     names, printed = chapter(stop=stop)
     assert len(trained) == count
     assert "about 0.0 hours" in printed
-    # and what was kept is a recording
-    monkeypatch.setattr(recordings, "FOLDER", tmp_path / "parts")
+    # and of what was kept a recording can be made
+    monkeypatch.setattr(recordings, "FOLDER", tmp_path)
+    recordings.record("full_cifar10_adam", tmp_path / "parts" / "full_cifar10_adam")
     runs = nl.recorded("full_cifar10_adam").runs
     assert runs.attrs["data"] == "CIFAR-10"
     assert runs.test_error.equals(names["grids"]["Adam + L2"].test_error)

@@ -114,11 +114,11 @@ def test_outputs_equal_the_ordinary_network(make, norm, shape, width):
     for value in wide.values.values():  # three different networks
         value.data += 0.3 * torch.randn(value.shape, dtype=value.dtype, generator=random)
     x = torch.randn(20, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for training, k in itertools.product((True, False), range(3)):
-        model = net.module(shape, classes=4).double().train(training)
+    for training_mode, k in itertools.product((True, False), range(3)):
+        model = net.module(shape, classes=4).double().train(training_mode)
         model.load_state_dict(wide.state_dict(k))
         with torch.no_grad():
-            torch.testing.assert_close(wide(x, training)[k], model(x), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(wide(x, training_mode)[k], model(x), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])

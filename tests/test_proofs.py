@@ -59,8 +59,9 @@ def test_decay_equals_a_growing_learning_rate(data, norm):
 
     def run(weight_decay, factors):
         return nl.sweep(
-            net, data, nl.sgd(), lr=lr, weight_decay=weight_decay, lr_other=0.1, epochs=2, record_every=1,
-            schedule=lambda t, _: factors[t], schedule_other="constant", precision="float64",
+            net, data, nl.sgd(), lr=lr, weight_decay=weight_decay, lr_other=0.1, epochs=2,
+            record_every=1, precision="float64", schedule=lambda t, _: factors[t],
+            schedule_other="constant",
         ).loss  # fmt: skip
 
     decayed = run(weight_decay, rates / lr)

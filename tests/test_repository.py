@@ -4,6 +4,7 @@ import ast
 import itertools
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -18,21 +19,25 @@ ADDRESS = PROJECT["project"]["urls"]["Repository"]
 FILES = subprocess.run(
     ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split()
-LAYERS = (
-    "theory",
-    "invariance",
-    "audits",
-    "parts",
-    "datasets",
-    "images",
-    "rules",
-    "nets",
-    "sweeps",
-    "recordings",
-    "tradeoffs",
-    "tracking",
-    "book",
-)
+# From the ground up. A module imports only from lines above its own; a line may be a package,
+# whose own modules are listed in their order too.
+LAYERS = {
+    "theory": (),
+    "files": (),
+    "validation": (),
+    "diagnostics": (
+        *("invariance", "symmetries", "exchange", "probe", "audits"),
+        *("exponents", "equilibria", "tracking"),
+    ),
+    "optimizers": (),
+    "networks": (),
+    "data": ("datasets", "images"),
+    "sweeps": ("spec", "store", "training", "runs"),
+    "recordings": ("definitions",),
+    "analysis": (),
+    "notebook": (),
+}
+PACKAGE = ROOT / "normlib"
 
 
 def text(name):
@@ -82,23 +87,78 @@ def test_lower_bounds_only_move_neither_torch_nor_numpy():
 
 
 MODULES = {
-    path.relative_to(ROOT / "normlib").parts[0].removesuffix(".py"): path
-    for path in sorted((ROOT / "normlib").rglob("*.py"))
-    if path.name != "__main__.py" and path.parent.name + path.name != "normlib__init__.py"
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__main__.py" and (path.parent != PACKAGE or path.stem in LAYERS)
 }
+ORDER = [
+    name
+    for layer, inner in LAYERS.items()
+    for name in (*(f"{layer}.{module}" for module in inner), f"{layer}.__init__", layer)
+]
+
+
+def imported(tree):
+    """Modules of the package that a module imports, as in ``sweeps.spec``; names left out."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normlib"):
+            base = node.module.removeprefix("normlib").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found.add(inner if inner in ORDER else base)
+    return found
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_one_way(name):
-    """A module imports only from those above it in the list."""
+    """A module imports only from those above it; the audit of a model only from `theory`."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normlib"):
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    assert found <= set(LAYERS[: LAYERS.index(name)])
+    layer = name.split(".")[0]
+    allowed = ORDER[: ORDER.index(name)]
+    if layer == "diagnostics":
+        allowed = ["theory", *(other for other in allowed if other.startswith("diagnostics."))]
+    assert imported(tree) <= set(allowed)
     assert ast.get_docstring(tree)
+
+
+def test_every_module_is_in_the_drawing():
+    """And in the README's."""
+    drawn = re.search(r"```text\nnormlib/\n(.*?)```", text("README.md"), re.S)[1]
+    for layer, inner in LAYERS.items():
+        assert re.search(rf"^  {layer}(\.py|/) ", drawn, re.M), layer
+        for module in inner:
+            assert module in drawn, module
+    assert set(MODULES) <= set(ORDER)
+
+
+def test_no_module_is_named_like_a_public_function():
+    assert not {name.split(".")[-1] for name in MODULES} & set(normlib.__all__) - {
+        "recordings", "theory"
+    }  # fmt: skip
+
+
+def test_modules_are_short():
+    long = {name: count for name, path in MODULES.items()
+            if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400}  # fmt: skip
+    assert not long
+
+
+def test_importing_loads_only_what_is_used():
+    """An audit needs neither plots nor sweeps nor tables of data."""
+    code = (
+        "import sys, normlib; assert 'torch' not in sys.modules;"
+        "normlib.audit; loaded = {name.split('.')[0] for name in sys.modules};"
+        "assert not loaded & {'matplotlib', 'scipy', 'sklearn', 'mnist1d', 'xarray'}, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_annotations_are_shipped(tmp_path):
+    assert (PACKAGE / "py.typed").exists()
+    stub = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
+    names = {line.split()[-1] for line in stub.splitlines() if line.startswith("from")}
+    assert names == set(normlib.__all__)
 
 
 def test_every_public_name_is_documented():
@@ -106,6 +166,17 @@ def test_every_public_name_is_documented():
         doc = getattr(normlib, name).__doc__
         assert doc, name
         assert len(doc) > 40, name
+
+
+def test_every_public_name_is_on_the_api_pages():
+    """In the table of the first, and described in one of the others."""
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "book").glob("api*.md"))]
+    index, others = pages[0], "\n".join(pages[1:])
+    described = set(re.findall(r"^\.\. auto(?:function|class|module):: (?:normlib\.)?(\w+)$",
+                               others, re.M))  # fmt: skip
+    for name in set(normlib.__all__) - {"recordings"}:
+        assert name in described, name
+        assert re.search(rf"^   {name}$|`nl\.{name}`", index, re.M), name
 
 
 def test_workflows_parse_and_say_that_they_have_not_run():

@@ -420,7 +420,7 @@ def test_training_mixes_no_devices(monkeypatch, net, optimizer):
     """On `meta`, which holds no numbers: an operation between devices would be refused."""
     monkeypatch.setattr("normlib.sweeps.spec.device_of", torch.device)
     monkeypatch.setattr(nl.Dataset, "__post_init__", lambda self: None)  # it looks at the numbers
-    monkeypatch.setattr(training._Traces, "arrays", lambda self: self.values)
+    monkeypatch.setattr(training.Traces, "arrays", lambda self: self.values)
     spec = nl.Sweep(
         net, noise(200, 50), optimizer, lr=[0.1, 0.2], weight_decay=0.01, epochs=1,
         batch_size=50, init_scale=[1.0, 2.0], augment=nl.flip_and_shift(), record_every=1,

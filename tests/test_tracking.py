@@ -14,7 +14,8 @@ import xarray as xr
 from torch import nn
 
 import normlib as nl
-from normlib import theory, tracking
+from normlib import theory
+from normlib.diagnostics import exponents, tracking
 from tests import reference
 
 NET = nl.convnet(width=4, depth=2)
@@ -54,7 +55,7 @@ def tracked(steps=10, record_every=1, make=sgd, dtype=torch.float32, **settings)
     """A training of the small network, and its tracker."""
     model, x, y = small(dtype=dtype)
     optimizer = make(model, **settings)
-    tracker = nl.track(optimizer, model, every)
+    tracker = nl.track(optimizer, model, record_every)
     fit(model, optimizer, x, y, steps)
     return model, tracker
 
@@ -155,7 +156,7 @@ def test_weights_that_begin_at_zero_have_no_effective_lr_yet():
     assert np.isnan(record.angle).values.tolist() == [True, False]
 
 
-def test_every_says_which_steps_are_measured():
+def test_record_every_says_which_steps_are_measured():
     _, tracker = tracked(steps=10, record_every=4)
     assert tracker.to_dataset().step.values.tolist() == [0, 4, 8]
     assert tracker.steps == 10
@@ -433,7 +434,7 @@ def walk(make, steps, size=400, gradient=1.0, scale=1.0, record_every=1):
         w.copy_(torch.randn(1, size, generator=random, dtype=torch.float64))
         w.mul_(scale / w.norm())
     optimizer = make(model.parameters())
-    tracker = nl.track(optimizer, model, every)
+    tracker = nl.track(optimizer, model, record_every)
     for _ in range(steps):
         g = torch.randn(1, size, generator=random, dtype=torch.float64)
         unit = w.detach() / w.detach().norm()
@@ -461,7 +462,7 @@ def test_the_steps_to_go_are_those_that_it_takes(name, scale):
     """Start far from equilibrium; what the summary says early comes true."""
     optimizer = RULES[name]([nn.Parameter(torch.zeros(1))])
     group = optimizer.param_groups[0]
-    known = tracking._theory(optimizer, group)
+    known = exponents.theory_of(optimizer, group)
     settings = dict(lr=group["lr"], weight_decay=group["weight_decay"], gradient=1.0, size=400)
     norm = known.equilibrium_norm(**settings)
     tracker = walk(RULES[name], 80, scale=scale * norm)
@@ -522,7 +523,7 @@ def test_adam_with_decoupled_decay_is_adamw():
     settings = dict(lr=0.01, weight_decay=0.1)
     adam = torch.optim.Adam(params, decoupled_weight_decay=True, **settings)
     for optimizer in (adam, torch.optim.AdamW(params, **settings)):
-        known = tracking._theory(optimizer, optimizer.param_groups[0])
+        known = exponents.theory_of(optimizer, optimizer.param_groups[0])
         assert known.angle(0.01, 0.1) == theory.adamw().angle(0.01, 0.1)
 
 
@@ -582,9 +583,12 @@ def strangers():
     ("words", "arguments", "settings"),
     [
         ("optimizer must be a torch.optim.Optimizer, got int", lambda: (3, nn.Linear(2, 2)), {}),
-        ("every must be a whole number of at least 1, got 0", strangers, dict(record_every=0)),
-        ("every must be a whole number of at least 1, got 1.5", strangers, dict(record_every=1.5)),
-        ("every must be a whole number of at least 1, got True", strangers, dict(record_every=True)),
+        ("record_every must be a whole number of at least 1, got 0", strangers,
+         dict(record_every=0)),
+        ("record_every must be a whole number of at least 1, got 1.5", strangers,
+         dict(record_every=1.5)),
+        ("record_every must be a whole number of at least 1, got True", strangers,
+         dict(record_every=True)),
         ("exponent must be a number or None, got '2'", strangers, dict(exponent="2")),
         ("model must be an nn.Module or the result of nl.audit",
          lambda: (sgd(nn.Linear(2, 2)), "model"), {}),
@@ -600,8 +604,9 @@ def strangers():
     ],
 )  # fmt: skip
 def test_what_cannot_be_tracked_is_refused_in_words(words, arguments, settings):
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises((TypeError, ValueError), match=words) as error:
         nl.track(*arguments(), **settings)
+    assert error.type is (TypeError if "must be" in words and "got 0" not in words else ValueError)
     assert "\n" not in str(error.value)
 
 
@@ -680,7 +685,7 @@ def test_the_exponent_of_every_optimizer_of_torch_is_known_and_measured(kind):
     with pytest.warns() if math.isnan(expected) else contextlib.nullcontext():
         measured = nl.scale_exponent(lambda params: kind(params, **settings(kind)))
     assert measured == pytest.approx(expected, abs=0.002, nan_ok=True)
-    assert tracking._EXPONENTS[kind.__name__] == pytest.approx(expected, nan_ok=True)
+    assert exponents.EXPONENTS[kind.__name__] == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("settings", [dict(momentum=0.9), dict(momentum=0.9, nesterov=True)])
@@ -719,7 +724,7 @@ def test_no_exponent_comes_with_the_reason(words, make):
 
 
 def test_what_makes_no_optimizer_is_refused():
-    with pytest.raises(ValueError, match="must return a torch optimizer, got list"):
+    with pytest.raises(TypeError, match="must return a torch optimizer, got list"):
         nl.scale_exponent(lambda params: params)
 
 

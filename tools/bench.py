@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 import normlib as nl
-from normlib import sweeps
+from normlib.sweeps import training
 
 ROOT = Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, MOMENTUM, BATCH = 0.03, 1e-3, 0.9, 100
@@ -41,14 +41,13 @@ def random_images(shape, count=2000):
 
 def sweep(net, data, k, steps, **settings):
     """As `nl.sweep` trains and measures, without the evaluation at its end."""
-    plan = sweeps.plan(
-        net=net, data=data, rule=nl.nesterov(MOMENTUM), lr=list(LR * (1 + 1e-3 * np.arange(k))),
+    spec = nl.Sweep(
+        net, data, nl.nesterov(MOMENTUM), lr=list(LR * (1 + 1e-3 * np.arange(k))),
         weight_decay=WEIGHT_DECAY, batch_size=BATCH, **settings,
     )  # fmt: skip
     start = time.perf_counter()
-    with sweeps._memory_kept(plan.device):
-        for part in sweeps._parts(plan):
-            sweeps._train(plan, part, lambda: None, stop=steps)
+    for part in spec.parts(min(k, 32)):
+        training.train(spec, part, data, stop=steps)
     return 1e3 * (time.perf_counter() - start) / (steps * k)
 
 
@@ -146,6 +145,19 @@ def tracked(pairs, size=64, make=torch.optim.SGD):
     return np.median(plain), np.median(measured - plain)
 
 
+# Importing ---------------------------------------------------------------------------------------
+
+
+def importing(statement):
+    """Seconds that a statement takes in a process of its own that has torch already."""
+    code = (
+        "import time, torch; start = time.perf_counter();"
+        f"{statement}; print(time.perf_counter() - start)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
 # The floor ---------------------------------------------------------------------------------------
 
 
@@ -238,10 +250,11 @@ convolutions multiply small matrices (25 × 75), and batch norm and ReLU move mu
 little arithmetic. Writing the convolutions' gradient with respect to their inputs as batched
 matrix products, or as a forward convolution, was tried and is no faster.
 
-Three things made the difference on a CPU: the channels-last layout in every operation (with one
-input channel torch leaves it, so the first convolution is a matrix product here); memory that the
-process keeps between steps instead of handing it back to the system; and updates that pass over
-memory once for each term.
+Two things made the difference on a CPU: the channels-last layout in every operation (with one
+input channel torch leaves it, so the first convolution is a matrix product here), and updates that
+pass over memory once for each term. Making the process keep its memory between steps, instead of
+handing it back to the system, was tried: it brought 1 to 12 % with one thread and changes how the
+whole process allocates, so it is left alone.
 
 `torch.compile` was tried and is not offered: at K = 32 it brought between nothing and 15 % on the
 ConvNet, for 6 to 30 seconds of compilation, and made the fully connected network almost twice as
@@ -340,6 +353,14 @@ def main():
     for make in (torch.optim.SGD, torch.optim.AdamW):
         plain, added = tracked(2 if quick else 20 * rounds, make=make)
         say(f"| {make.__name__} | {plain:.0f} | {added:.0f} ms | {10 * added / plain:.1f} % |")
+    say()
+    say("**Importing**, beyond torch, in a process of its own.")
+    say()
+    say("| statement | seconds |")
+    say("|---|---|")
+    for statement in ("import normlib", "from normlib import audit", "from normlib import sweep"):
+        middle = statistics.median(importing(statement) for _ in range(rounds))
+        say(f"| `{statement}` | {middle:.2f} |")
     if arguments.write:
         page = PAGE.format(tables="\n".join(lines))
         (ROOT / "book" / "performance.md").write_text(page, encoding="utf-8")

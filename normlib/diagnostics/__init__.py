@@ -1,1 +1,1 @@
-"""The reader's own model: audited and tracked. Knows torch and `theory`; nothing of our networks."""
+"""The reader's own model, audited and tracked. Knows torch and `theory`, no networks of ours."""

@@ -35,28 +35,27 @@ def rescaled(model: nn.Module, factors: Mapping[str, float | Tensor]) -> Iterato
     True
     """
     named = dict(model.named_parameters())
-    factors = {
-        # torch would round a Python number to single precision
-        name: factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
-        for name, factor in factors.items()
-    }
+    tensors = {}
     for name, factor in factors.items():
         if name not in named:
             raise ValueError(f"{name!r} is no parameter of the model; it has {', '.join(named)}")
+        # torch would round a Python number to single precision
+        wide = factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64)
         try:
-            factor.expand(named[name].shape)
+            wide.expand(named[name].shape)
         except RuntimeError:
-            shapes = f"{tuple(factor.shape)} to {tuple(named[name].shape)}"
+            shapes = f"{tuple(wide.shape)} to {tuple(named[name].shape)}"
             raise ValueError(f"the factor of {name!r} does not broadcast: {shapes}") from None
-    kept = {name: named[name].detach().clone() for name in factors}
+        tensors[name] = wide.to(named[name])
+    before = {name: named[name].detach().clone() for name in tensors}
     try:
         with torch.no_grad():
-            for name, factor in factors.items():
-                named[name].mul_(factor.to(named[name]))
+            for name, tensor in tensors.items():
+                named[name].mul_(tensor)
         yield model
     finally:
         with torch.no_grad():
-            for name, value in kept.items():
+            for name, value in before.items():
                 named[name].copy_(value)
 
 

@@ -1,13 +1,10 @@
-"""Effective learning rates of your model while your own optimizer trains it.
+"""Effective learning rates while your own optimizer trains your model. Knows `exponents`."""
 
-Knows torch.optim; nothing of our networks or sweeps.
-"""
-
-import inspect
 import math
 import numbers
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,23 +13,14 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from normlib import theory
+from normlib.diagnostics.equilibria import RECENT, equilibrium_angle, in_words
+from normlib.diagnostics.exponents import exponent_of, theory_of, turned_angle
 from normlib.theory import Theory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# p of torch's own optimizers; tests/test_tracking.py measures each with `scale_exponent`. Two have
-# none: Adadelta has 1 where its eps is small beside the squared gradients and 2 where it is large;
-# L-BFGS mixes steps of several kinds.
-_EXPONENTS = {
-    "SGD": 2.0, "ASGD": 2.0,
-    "Adagrad": 1.0, "Adam": 1.0, "AdamW": 1.0, "Adamax": 1.0, "NAdam": 1.0, "RAdam": 1.0,
-    "RMSprop": 1.0, "Rprop": 1.0, "Muon": 1.0,
-    "Adafactor": 0.0,
-    "Adadelta": math.nan, "LBFGS": math.nan,
-}  # fmt: skip
-_VARIABLES = {
+_DESCRIPTIONS = {
     "lr": "learning rate of the parameter's group",
     "weight_decay": "weight decay of the parameter's group",
     "weight_norm": "norm of the weights before the step",
@@ -42,15 +30,13 @@ _VARIABLES = {
     "effective_lr": "effective learning rate, lr / norm^p",
     "equilibrium_angle": "angle per step at equilibrium, radians (formula)",
 }
-_MEASURED = tuple(_VARIABLES)[2:6]
+_MEASUREMENTS = tuple(_DESCRIPTIONS)[:6]
+_ON_DEVICE = _MEASUREMENTS[2:]
 _BLOCK = 64  # measured steps between two copies from the device
-_RECENT = 20  # measured steps that a summary looks back
-_NEAR = 0.8  # fraction of the equilibrium's angle (or its inverse) that counts as being there
-_ALIGNED = 0.05  # a mean cosine beyond this is no accident and no eps of a normalization
 
 
 def track(
-    optimizer: Optimizer, model: Any, every: int = 1, exponent: float | None = None
+    optimizer: Optimizer, model: Any, record_every: int = 1, exponent: float | None = None
 ) -> "Tracker":
     """Measure the effective learning rates of a model while its optimizer trains it.
 
@@ -65,7 +51,7 @@ def track(
         result of `nl.audit`, then those that it found scale-invariant. A model in
         DistributedDataParallel is taken as it is: each process holds all weights and, by the time
         of the step, the mean gradient, so every process measures the same; track in one of them.
-    every : int
+    record_every : int
         Measure every so many steps, beginning with the first. A measured step holds one more
         copy of the tracked weights; on a CPU it stays until the tracker is removed.
     exponent : float or None
@@ -78,10 +64,11 @@ def track(
 
     Raises
     ------
+    TypeError
+        For an argument of a wrong type.
     ValueError
-        For sharded parameters (FSDP, DTensor), of which a process sees only a part; parameters of
-        the optimizer that are not the model's; sparse, complex or integer parameters; nothing to
-        track; `every` below 1.
+        For sharded parameters (FSDP, DTensor); parameters of the optimizer that the model lacks;
+        sparse, complex or integer parameters; nothing to track; `record_every` below 1.
 
     Notes
     -----
@@ -102,18 +89,19 @@ def track(
     Frozen({'parameter': 1, 'step': 3})
     """
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(
+        raise TypeError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}; if it "
             "wraps one, pass that"
         )
-    if isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1:
-        raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+    whole = isinstance(record_every, numbers.Integral) and not isinstance(record_every, bool)
+    if not whole or record_every < 1:
+        error = ValueError if whole else TypeError
+        raise error(f"record_every must be a whole number of at least 1, got {record_every!r}")
     if exponent is not None and not isinstance(exponent, numbers.Real):
-        raise ValueError(f"exponent must be a number or None, got {exponent!r}")
+        raise TypeError(f"exponent must be a number or None, got {exponent!r}")
     chosen = _tracked(optimizer, model)
-    if exponent is None:
-        exponent = _exponent(optimizer)
-    return Tracker(optimizer, chosen, int(every), float(exponent))
+    exponent = exponent_of(optimizer) if exponent is None else exponent
+    return Tracker(optimizer, chosen, int(record_every), float(exponent))
 
 
 def _tracked(optimizer: Optimizer, model: Any) -> dict[str, nn.Parameter]:
@@ -122,7 +110,7 @@ def _tracked(optimizer: Optimizer, model: Any) -> dict[str, nn.Parameter]:
     if not isinstance(model, nn.Module):
         model, audited = getattr(model, "model", None), getattr(model, "invariant", None)
         if not isinstance(model, nn.Module) or audited is None:
-            raise ValueError("model must be an nn.Module or the result of nl.audit")
+            raise TypeError("model must be an nn.Module or the result of nl.audit")
         audited = {_plain(name) for name in audited}
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
@@ -167,7 +155,7 @@ def _plain(name: str) -> str:
 
 
 class Tracker:
-    """The record of a training, made by `track`.
+    """The record of a training, made by `track`. Chapter 09.
 
     Memory grows by about 32 bytes a tracked tensor and measured step (48 in double precision): 60
     tensors measured at 10,000 steps take 20 MB. A context manager that detaches itself at its end.
@@ -181,24 +169,24 @@ class Tracker:
     """
 
     def __init__(
-        self, optimizer: Optimizer, named: Mapping[str, nn.Parameter], every: int, exponent: float
+        self, optimizer: Optimizer, named: Mapping[str, Tensor], record_every: int, exponent: float
     ) -> None:
-        self.optimizer, self.every, self.scale_exponent = optimizer, every, exponent
+        self.optimizer, self.record_every, self.scale_exponent = optimizer, record_every, exponent
         self.steps = 0
         self._named = dict(named)
         groups = optimizer.param_groups
         place = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         # By position: optimizer.load_state_dict puts new dictionaries in the old places.
-        self._groups = [place[id(p)] for p in self._named.values()]
+        self._group_of = [place[id(p)] for p in self._named.values()]
         self._open: dict[str, list[Tensor]] | None = None
         self._room: list[Tensor] | None = None
-        self._rows: list[tuple[int, list, Tensor]] = []
+        self._rows: list[tuple[int, list[Any], Tensor]] = []
         count = len(self._named)
-        shapes = (0, (0, 2, count), (0, len(_MEASURED), count))
-        self._kept = [tuple(np.zeros(shape, np.float32) for shape in shapes)]
+        shapes = (0, (0, 2, count), (0, len(_ON_DEVICE), count))
+        self._fetched = [tuple(np.zeros(shape, np.float32) for shape in shapes)]
         self._hooks = (
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(self._begin_step),
+            optimizer.register_step_post_hook(self._end_step),
         )
 
     def __enter__(self) -> "Tracker":
@@ -213,12 +201,10 @@ class Tracker:
             hook.remove()
         self._room = None
 
-    # Measuring: everything stays on the device -------------------------------------------------
-
     @torch.no_grad()
-    def _before(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+    def _begin_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
         self._open = None
-        if self.steps % self.every:
+        if self.steps % self.record_every:
             return None
         flat = [_flat(p) for p in self._named.values()]
         old = self._room or [torch.empty_like(w) for w in flat]
@@ -226,16 +212,19 @@ class Tracker:
             room.copy_(w)
         # A CPU would have to fetch the memory page by page again; CUDA keeps it at hand.
         self._room = old if all(w.is_cpu for w in old) else None
-        self._open = now = {"old": old, "weight_norm": list(torch._foreach_norm(old))}
+        norms = list(torch._foreach_norm(old))
+        unknown = [torch.full_like(norms[0], math.nan)] * len(norms)
+        now = {"old": old, "weight_norm": norms, "gradient_norm": unknown, "alignment": unknown}
+        self._open = now
+        see_gradient = cache(partial(self._see_gradient, now))  # once
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
-            self._see_gradient(now)
+            see_gradient()
             return None
 
         def watched() -> Any:  # the gradient comes into being inside the step
             loss = closure()
-            if "gradient_norm" not in now:
-                self._see_gradient(now)
+            see_gradient()
             return loss
 
         if len(args) > 1:
@@ -247,28 +236,27 @@ class Tracker:
         grads = {i: _flat(p.grad) for i, p in enumerate(self._named.values()) if p.grad is not None}
         if not grads:
             return
-        norms = dict(zip(grads, torch._foreach_norm([*grads.values()]), strict=True))
         # A fused optimizer gets scaled gradients from a GradScaler, and the scale with them.
         scale = getattr(self.optimizer, "grad_scale", None)
-        now |= _no_gradient(now["weight_norm"])
-        for i, g in grads.items():
-            now["alignment"][i] = torch.dot(g, now["old"][i]) / (norms[i] * now["weight_norm"][i])
-            now["gradient_norm"][i] = norms[i] if scale is None else norms[i] / scale.to(g.device)
+        now |= {name: list(now[name]) for name in ("gradient_norm", "alignment")}
+        for (i, g), norm in zip(grads.items(), torch._foreach_norm([*grads.values()]), strict=True):
+            now["alignment"][i] = torch.dot(g, now["old"][i]) / (norm * now["weight_norm"][i])
+            now["gradient_norm"][i] = norm if scale is None else norm / scale.to(g.device)
 
     @torch.no_grad()
-    def _after(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    def _end_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         now, self._open = self._open, None
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and found_inf.item():
             return  # a fused optimizer was told by a GradScaler to skip, and did
         if now is not None:
-            now = _no_gradient(now["weight_norm"]) | now
             new = map(_flat, self._named.values())
-            now["angle"] = list(map(_angle, now["old"], new, now["weight_norm"]))
-            groups = [optimizer.param_groups[i] for i in self._groups]
-            rates = [[_kept(group.get("lr", math.nan)) for group in groups],
-                     [_kept(group.get("weight_decay", 0.0)) for group in groups]]  # fmt: skip
-            values = torch.stack([_stack(now[name]) for name in _MEASURED])
+            now["angle"] = list(map(turned_angle, now["old"], new, now["weight_norm"]))
+            defaults = {"lr": math.nan, "weight_decay": 0.0}
+            groups = [defaults | optimizer.param_groups[i] for i in self._group_of]
+            # Copied, since a tensor may be changed in place later.
+            rates = [[deepcopy(group[name]) for group in groups] for name in defaults]
+            values = torch.stack([_stack(now[name]) for name in _ON_DEVICE])
             self._rows.append((self.steps, rates, values))
         self.steps += 1
         if len(self._rows) >= _BLOCK:
@@ -280,16 +268,14 @@ class Tracker:
             return
         steps, rates, values = zip(*self._rows, strict=True)
         rates = [[[float(rate) for rate in kind] for kind in row] for row in rates]
-        self._kept.append((np.array(steps), np.array(rates), torch.stack(values).cpu().numpy()))
+        self._fetched.append((np.array(steps), np.array(rates), torch.stack(values).cpu().numpy()))
         self._rows = []
 
     def _record(self) -> tuple[np.ndarray, ...]:
         """Steps (n,), rates (n, 2, parameters), measurements (n, 4, parameters)."""
         self._fetch()
-        self._kept = [tuple(np.concatenate(parts) for parts in zip(*self._kept, strict=True))]
-        return self._kept[0]
-
-    # Reading -----------------------------------------------------------------------------------
+        self._fetched = [tuple(np.concatenate(parts) for parts in zip(*self._fetched, strict=True))]
+        return self._fetched[0]
 
     def state_dict(self) -> dict[str, Any]:
         """The record so far, for a checkpoint; ``torch.load(weights_only=True)`` reads it."""
@@ -312,7 +298,7 @@ class Tracker:
                 f"track the same model. They differ in {', '.join(other) or 'order'}"
             )
         self.steps, self._rows = int(state["steps"]), []
-        self._kept = [tuple(state[name].numpy().copy() for name in ("step", "rates", "values"))]
+        self._fetched = [tuple(state[name].numpy().copy() for name in ("step", "rates", "values"))]
 
     def to_dataset(self) -> xr.Dataset:
         """What was measured, with dimensions (parameter, step).
@@ -323,31 +309,26 @@ class Tracker:
         formula, lr or decay (momentum and betas as they are now). Whatever is not finite is nan.
         """
         steps, rates, values = self._record()
-        values = np.concatenate([rates, values], axis=1, dtype=float)  # in the order of _VARIABLES
-        data = dict(zip(_VARIABLES, np.moveaxis(values, 1, 0), strict=False))
-        with np.errstate(divide="ignore"):
-            data["effective_lr"] = data["lr"] / data["weight_norm"] ** self.scale_exponent
-        data["equilibrium_angle"] = np.full(data["lr"].shape, math.nan)
-        now = np.stack([data["lr"], data["weight_decay"], _unit_gradient(data)], axis=2)
-        for i, (p, known) in enumerate(zip(self._named.values(), self._theories, strict=True)):
-            if known is not None:
-                angles = [_or_nan(known.angle, *row, p.numel()) for row in now[:, i]]
-                data["equilibrium_angle"][:, i] = angles
-        data["equilibrium_angle"][data["equilibrium_angle"] == 0] = math.nan  # no lr or no decay
-        finite = {name: np.where(np.isfinite(a), a, math.nan) for name, a in data.items()}
+        values = np.concatenate([rates, values], axis=1, dtype=float)
         about = {"optimizer": type(self.optimizer).__name__, "steps": self.steps}
-        about |= {"every": self.every, "scale_exponent": self.scale_exponent}
-        dims = ("parameter", "step")
-        return xr.Dataset(
-            {name: (dims, a.T, {"long_name": _VARIABLES[name]}) for name, a in finite.items()},
+        about |= {"record_every": self.record_every, "scale_exponent": self.scale_exponent}
+        record = xr.Dataset(
+            {name: (("step", "parameter"), values[:, i]) for i, name in enumerate(_MEASUREMENTS)},
             {"parameter": list(self._named), "step": steps.astype(int)},
             about,
-        )
+        ).transpose("parameter", "step")
+        record["effective_lr"] = record.lr / record.weight_norm**self.scale_exponent
+        sizes = [p.numel() for p in self._named.values()]
+        record["equilibrium_angle"] = equilibrium_angle(record, self._theories, sizes)
+        record = record.where(np.isfinite(record))
+        for name, words in _DESCRIPTIONS.items():
+            record[name].attrs["long_name"] = words
+        return record
 
     @property
     def _theories(self) -> list[Theory | None]:
         groups = self.optimizer.param_groups
-        return [_theory(self.optimizer, groups[i]) for i in self._groups]
+        return [theory_of(self.optimizer, groups[i]) for i in self._group_of]
 
     def summary(self) -> str:
         """For each parameter, in words, how far it is from equilibrium; one line each.
@@ -360,12 +341,13 @@ class Tracker:
         head = f"{type(self.optimizer).__name__} after {self.steps:,} steps"
         if not record.sizes["step"]:
             return f"{head}: nothing measured yet"
-        recent = record.isel(step=slice(-_RECENT, None))
+        recent = record.isel(step=slice(-RECENT, None))
         p = self.scale_exponent
         rate = f"lr / ‖w‖^{p:g}" if math.isfinite(p) else "not known"
         lines = [f"{head}; effective learning rate {rate}"]
-        for name, p, known in zip(self._named, self._named.values(), self._theories, strict=True):
-            lines.append(f"{name}: {_words(recent.sel(parameter=name), known, p.numel())}")
+        for i, (name, known) in enumerate(zip(self._named, self._theories, strict=True)):
+            words = in_words(recent.isel(parameter=i), known, self._named[name].numel())
+            lines.append(f"{name}: {words}")
         return "\n".join(lines)
 
     def plot(self, parameters: Iterable[str] | None = None) -> "Figure":
@@ -405,33 +387,6 @@ class Tracker:
         return figure
 
 
-def _words(recent: xr.Dataset, known: Theory | None, size: int) -> str:
-    """How far one parameter is from its equilibrium."""
-    lr, decay, norm = (float(recent[n][-1]) for n in ("lr", "weight_decay", "weight_norm"))
-    angle = _rms(recent.angle)
-    facts = f"angle {angle:.2g} a step, norm {norm:.3g}"
-    if not lr or not decay:
-        return f"no {'weight decay' if lr else 'learning rate'}, so no equilibrium; {facts}"
-    if known is None:
-        return f"no formula for the equilibrium of this optimizer; {facts}"
-    cosine = float(recent.alignment.mean())
-    if abs(cosine) > _ALIGNED:
-        return (
-            f"not scale-invariant (cosine of weights and gradient {cosine:.2f}), so the "
-            f"formulas do not hold; {facts}"
-        )
-    ratio = _rms(recent.angle / recent.equilibrium_angle)
-    if not ratio > 0 or math.isinf(ratio):
-        return f"no gradient reaches it, so nothing to compare; {facts}"
-    there = f"angle {ratio:.2g} of its equilibrium"
-    if _NEAR <= ratio <= 1 / _NEAR:
-        return f"{there}: it is there; {facts}"
-    unit_gradient = _rms(recent.weight_norm * recent.gradient_norm)
-    time = _or_nan(known.relaxation_time, lr, decay, unit_gradient, size)
-    left = max(1.0, float(f"{_steps_to_go(known, ratio, time):.2g}"))
-    return f"{there}; about {left:,.0f} steps to go at this lr × weight_decay"
-
-
 def _flat(x: Tensor) -> Tensor:
     """A dense vector, in a precision in which an angle can be computed."""
     x = x.detach()
@@ -439,198 +394,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _no_gradient(like: list[Tensor]) -> dict[str, list[Tensor]]:
-    nan = torch.full_like(like[0], math.nan)
-    return {name: [nan] * len(like) for name in ("gradient_norm", "alignment")}
-
-
-def _kept(rate: float | Tensor) -> float | Tensor:
-    """A rate as it is now: a tensor may be changed in place later."""
-    return rate.detach().clone() if isinstance(rate, Tensor) else rate
-
-
 def _stack(scalars: list[Tensor]) -> Tensor:
     """One vector, wherever and of whatever precision the parts are."""
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in scalars) else torch.float32
     return torch.stack([x.to(scalars[0].device, dtype) for x in scalars])
-
-
-def _angle(old: Tensor, new: Tensor, norm: Tensor) -> Tensor:
-    """Angle between two vectors, the first of a known norm.
-
-    From the step itself: the cosine of a small angle would be lost in rounding.
-    """
-    step = new - old
-    along = torch.dot(step, old) / norm
-    step.addcmul_(old, along / norm, value=-1)
-    return torch.atan2(step.norm(), norm + along)
-
-
-def _rms(values: xr.DataArray) -> float:
-    return float((values**2).mean() ** 0.5)
-
-
-def _unit_gradient(data: Mapping[str, np.ndarray]) -> np.ndarray:
-    """‖w‖‖g‖, root mean square over the last measured steps, at every step."""
-    squares = (data["weight_norm"] * data["gradient_norm"]) ** 2
-    if not len(squares):
-        return squares
-    recent = xr.DataArray(squares, dims=("step", "parameter")).rolling(step=_RECENT, min_periods=1)
-    return np.sqrt(recent.mean().values)
-
-
-def _or_nan(formula: Callable[..., float], *values: float) -> float:
-    """A formula's value, nan where it has none (no gradient, lr 0)."""
-    try:
-        return formula(*(float(v) for v in values))
-    except (ZeroDivisionError, ValueError):
-        return math.nan
-
-
-def _steps_to_go(known: Theory, ratio: float, time: float) -> float:
-    """Steps until an angle that is `ratio` of its equilibrium is near it.
-
-    With angle ∝ ‖w‖^−p and ρ = ‖w‖ over its equilibrium, x = ρ^(p+q) follows
-    dx/dt = ρ^(q−p) (1 − x) / time: exactly exponential for SGD and AdamW, where q = p.
-    """
-    p, q = known.scale_exponent, known.decay_exponent
-    start, end = (a ** (-(p + q) / p) for a in (ratio, _NEAR if ratio < 1 else 1 / _NEAR))
-    log = np.linspace(math.log(abs(start - 1)), math.log(abs(end - 1)), 200)
-    x = 1 + math.copysign(1, start - 1) * np.exp(log)
-    return -time * float(np.trapezoid(x ** ((p - q) / (p + q)), log))
-
-
-# Optimizers -------------------------------------------------------------------------------------
-
-
-def _name(optimizer: Optimizer) -> str:
-    """The class's name if it is torch's own; a subclass may step otherwise."""
-    name = type(optimizer).__name__
-    return name if type(optimizer) is getattr(torch.optim, name, None) else ""
-
-
-def _theory(optimizer: Optimizer, group: Mapping[str, Any]) -> Theory | None:
-    """The formulas of a group of parameters, if there are any."""
-    name = _name(optimizer)
-    if name == "SGD" and not group["dampening"]:
-        return theory.sgd(group["momentum"], group["nesterov"])
-    if name in ("Adam", "AdamW") and not group["amsgrad"]:
-        decoupled = name == "AdamW" or group.get("decoupled_weight_decay", False)
-        return (theory.adamw if decoupled else theory.adam)(group["betas"])
-    if name == "RMSprop" and not group["centered"] and not group["momentum"]:
-        return theory.rmsprop()
-    return None
-
-
-def _exponent(optimizer: Optimizer) -> float:
-    """p of a user's optimizer: known, or measured on a fresh one; nan, with a warning, if not."""
-    if _name(optimizer) in _EXPONENTS:
-        return _EXPONENTS[_name(optimizer)]
-    make, taken = type(optimizer), inspect.signature(type(optimizer)).parameters
-    settings = optimizer.defaults | {"lr": 1e-6, "weight_decay": 0.0}
-    settings = {name: value for name, value in settings.items() if name in taken}
-    try:
-        with torch.random.fork_rng(devices=[]):  # its steps may draw numbers
-            return scale_exponent(lambda params: make(params, **settings))
-    except Exception as error:  # whatever a stranger's constructor may do
-        warnings.warn(
-            f"effective_lr will be nan: the scale exponent of {make.__name__} could not be "
-            f"measured ({error}); give it as exponent=",
-            stacklevel=3,
-        )
-        return math.nan
-
-
-def scale_exponent(
-    make_optimizer: Callable[[list[nn.Parameter]], Optimizer], seed: int = 0
-) -> float:
-    """Measure p in an optimizer's effective learning rate, lr / ‖w‖^p.
-
-    Trains a 6 × 6 matrix in double precision on a loss that does not depend on its scale, three
-    times: from w₀, 4 w₀ and 16 w₀. How the angle per step falls with the scale is p: 2 for SGD,
-    1 for Adam, 0 for an optimizer that does not feel the scale of the weights.
-
-    Parameters
-    ----------
-    make_optimizer : callable
-        (list of parameters) -> torch optimizer. Choose a small lr, a small eps and no weight decay
-        to measure the rule itself; with a large eps, to see what that does to it.
-    seed : int
-        Of the loss and of w₀; p should not depend on it.
-
-    Returns
-    -------
-    float
-        p from 4 w₀ against 16 w₀, rounded to 0.001; nan, with a warning that says why, if w₀
-        against 4 w₀ says otherwise, the weights do not turn, or turn too far.
-
-    Raises
-    ------
-    ValueError
-        If it makes no torch optimizer, or one that cannot step on a dense matrix (SparseAdam).
-
-    Notes
-    -----
-    The angles are those of steps 10 to 19: RAdam is SGD for its first five. The factors are powers
-    of two, which change no bit of what is computed but the exponents; Muon computes in bfloat16,
-    and factors like 3 show its rounding. L-BFGS with lr = 1 reaches the minimum at once (nan), and
-    with a tiny lr it never accepts a curvature and is gradient descent (2). Chapter 09.
-
-    >>> import torch
-    >>> scale_exponent(lambda params: torch.optim.Adam(params, lr=1e-6, eps=1e-30))
-    1.0
-    >>> scale_exponent(lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9))
-    2.0
-    """
-    turned = [_turned(make_optimizer, scale, seed) for scale in (1.0, 4.0, 16.0)]
-    reason = None
-    if not all(np.isfinite(angles).all() for angles in turned):
-        reason = "the weights did not stay finite; choose a smaller lr"
-    elif max(sum(angles) for angles in turned) > 0.1:
-        reason = "the weights turned by more than 0.1 radian in 20 steps; choose a smaller lr"
-    elif not all(any(angles[10:]) for angles in turned):
-        reason = "the weights did not turn; choose a larger lr or eps"
-    else:
-        first, second, third = (math.log(math.hypot(*angles[10:]), 4) for angles in turned)
-        near, far = first - second, second - third
-        if abs(near - far) <= 0.02:
-            return round(far, 3) + 0.0  # no -0.0
-        reason = f"it is {near:.2f} from w to 4 w and {far:.2f} from 4 w to 16 w: no power law"
-    warnings.warn(f"no scale exponent: {reason}", stacklevel=3)
-    return math.nan
-
-
-def _turned(make_optimizer: Callable, scale: float, seed: int) -> list[float]:
-    """The angle of each of 20 steps from scale · w₀."""
-    random = torch.Generator().manual_seed(seed)
-    a, b, w = (torch.randn(6, 6, generator=random, dtype=torch.float64) for _ in range(3))
-    weights = nn.Parameter(w * scale)
-    optimizer = make_optimizer([weights])
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(
-            f"make_optimizer must return a torch optimizer, got {type(optimizer).__name__}"
-        )
-
-    def closure() -> Tensor:
-        with torch.enable_grad():
-            optimizer.zero_grad()
-            unit = weights / weights.norm()
-            loss = (a * unit + b * unit**2).sum()
-            loss.backward()
-        return loss
-
-    # Some need a closure, others have no place for one.
-    takes = "closure" in inspect.signature(optimizer.step).parameters
-    angles = []
-    for _ in range(20):
-        closure()
-        before = weights.detach().clone()
-        try:
-            optimizer.step(*[closure] * takes)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{type(optimizer).__name__} cannot step on a dense 6 × 6 matrix ({error}), as "
-                "scale_exponent expects; give its exponent by hand"
-            ) from None
-        angles.append(float(_angle(before.ravel(), weights.detach().ravel(), before.norm())))
-    return angles

@@ -53,12 +53,6 @@ class Sweep(Spec):
     A frozen value: ``spec.replace(lr=[0.1, 0.2])`` is another one. What a result depends on is
     checked here, before any work.
 
-    Attributes
-    ----------
-    fingerprint : str
-        A short name of everything that the results depend on but the seed, among it the version of
-        the algorithm.
-
     Raises
     ------
     TypeError, ValueError

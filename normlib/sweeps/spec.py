@@ -362,5 +362,5 @@ class Spec:
 
     @property
     def fingerprint(self) -> str:
-        """A short name of the settings, for people; `files.agree` compares them."""
+        """A short name of all that the results depend on but the seed, and of the algorithm."""
         return files.fingerprint(self.settings)

@@ -69,7 +69,7 @@ def train(
     states = {name: optimizer.init(wide.values[name].data) for name, optimizer, _, _ in moves}
 
     imposed = _imposed_norms(spec, part)
-    traces = _Traces(spec, wide)
+    traces = Traces(spec, wide)
     order, changes = (torch.Generator().manual_seed(seed + i) for i in (0, 2**31))
     per_epoch = len(data.x_train) // spec.batch_size
     for step in range(spec.steps if stop is None else stop):
@@ -170,7 +170,7 @@ def evaluate(spec: Spec, wide: Wide, x: Tensor, y: Tensor) -> tuple[np.ndarray, 
     return losses.cpu().double().numpy() / len(y), wrong.cpu().double().numpy() / len(y)
 
 
-class _Traces:
+class Traces:
     """Measurements of hidden layers along a training, in memory of fixed size."""
 
     def __init__(self, spec: Spec, wide: Wide) -> None:

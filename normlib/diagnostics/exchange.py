@@ -1,0 +1,212 @@
+"""Copies in place of all that a model holds, for a while. Knows torch modules and containers."""
+
+import contextlib
+import operator
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.normalize)
+DROPOUTS = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout
+}  # fmt: skip
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
+# What has a state that is not in attributes, and how to read and restore it.
+STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object]], ...] = (
+    (np.ndarray, np.copy, lambda a, content: a.flags.writeable and a.__setitem__(..., content)),
+    (np.random.Generator, lambda g: g.bit_generator.state,
+     lambda g, state: setattr(g.bit_generator, "state", state)),
+    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
+    (random.Random, random.Random.getstate, random.Random.setstate),
+    (torch.Generator, torch.Generator.get_state, torch.Generator.set_state),
+)  # fmt: skip
+# The standard library's objects (locks, files, queues of other threads) are no state of a model.
+FOREIGN = sys.stdlib_module_names - {"collections", "types"}
+
+Put = Callable[[Iterable[Any]], object]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A copy, in double precision if it holds floats."""
+    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype, copy=True)
+
+
+class Adjusted(TorchFunctionMode):
+    """Functions in double precision where a forward asks for less, with our ε, without dropout."""
+
+    def __init__(self, eps: float | None) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wide(value: Any) -> Any:
+            is_narrow = isinstance(value, torch.dtype) and value in NARROW
+            return torch.float64 if is_narrow else value
+
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return args[0].double()
+        if func in DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        named = {key: wide(value) for key, value in (kwargs or {}).items()}
+        if self.eps is not None and func in NORMS and "eps" in named:
+            named["eps"] = self.eps
+        if "dropout_p" in named:
+            named["dropout_p"] = 0.0
+        return func(*map(wide, args), **named)
+
+
+@contextlib.contextmanager
+def undisturbed(seed: int) -> Iterator[None]:
+    """Fixed random numbers, double precision by default, nothing compiled; then all as it was."""
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # what was compiled would be again for each exchange
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.set_default_dtype(torch.float64)
+        yield
+
+
+class Belongings:
+    """All that can be reached from some objects by containers and attributes, as it is now."""
+
+    def __init__(self, roots: Iterable[object]) -> None:
+        self.content: list[tuple[list[Any], Put]] = []
+        pending, seen = list(roots), dict[int, Any]()
+        while pending:
+            box = pending.pop()
+            if id(box) not in seen:
+                seen[id(box)] = box
+                values, put = _opened(box)
+                pending += values
+                if put is not None:
+                    self.content.append((values, put))
+        self.modules = [box for box in seen.values() if isinstance(box, nn.Module)]
+
+    @contextlib.contextmanager
+    def exchanged(self, copies: dict[int, Tensor], eps: float | None) -> Iterator[None]:
+        """Modules in train mode with copies in place of all tensors, and with another ε.
+
+        The tensors themselves are never written to, and what a forward leaves behind is gone
+        afterwards. `copies` are by the id of the original, so that what was tied stays tied.
+        """
+
+        def exchange(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                if id(value) not in copies:
+                    copies[id(value)] = widened(value)
+                return copies[id(value)]
+            if isinstance(value, tuple | frozenset):
+                items = [exchange(item) for item in value]
+                if any(map(operator.is_not, items, value)):
+                    return value._make(items) if hasattr(value, "_make") else type(value)(items)
+            return value
+
+        try:
+            for values, put in self.content:
+                items = [exchange(value) for value in values]
+                if any(map(operator.is_not, items, values)):
+                    put(items)
+            for module in self.modules:
+                _adjust(module, eps)
+            yield
+        finally:
+            for values, put in self.content:
+                put(values)
+
+
+def _opened(box: Any) -> tuple[list[Any], Put | None]:
+    """What a container or an object holds, and a function that puts values in their places."""
+    if isinstance(box, dict):
+        keys = list(box)
+        return list(box.values()), lambda values: _refill(box, zip(keys, values, strict=True))
+    if isinstance(box, list | set | deque):
+        return list(box), lambda values: _refill(box, values)
+    if isinstance(box, tuple | frozenset):
+        return list(box), None
+    if isinstance(box, MethodType):
+        return [box.__self__], None
+    for kind, get, restore in STATES:
+        if isinstance(box, kind):
+            return [], partial(lambda restore, state, _: restore(box, state), restore, get(box))
+    if isinstance(box, Tensor | type) or str(type(box).__module__).split(".")[0] in FOREIGN:
+        return [], None
+    slots = _slots(box)
+
+    def put(values: Iterable[Any]) -> None:
+        for name in _slots(box).keys() - slots.keys():
+            object.__delattr__(box, name)
+        for name, value in zip(slots, values, strict=False):
+            object.__setattr__(box, name, value)
+
+    return [*slots.values(), getattr(box, "__dict__", None)], put
+
+
+def _slots(box: object) -> dict[str, Any]:
+    state = object.__getstate__(box)  # the dictionary, or a pair of it and the slots
+    return state[1] if isinstance(state, tuple) else {}
+
+
+def _refill(box: Any, content: Iterable[Any]) -> None:
+    """Put other values in a container; no method that a subclass may forbid."""
+    box.clear()
+    if isinstance(box, dict):
+        for key, value in content:
+            box[key] = value
+    else:
+        (box.update if isinstance(box, set) else box.extend)(content)
+
+
+def _adjust(module: nn.Module, eps: float | None) -> None:
+    """Another ε, train mode, and no dropout."""
+    state = vars(module)
+    state["training"] = True
+    for name in ("eps", "epsilon", "variance_epsilon"):
+        if eps is not None and isinstance(state.get(name), float) and state[name] < 1e-2:
+            state[name] = eps
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.register_forward_pre_hook(_enough)
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        state["dropout"] = 0.0
+    if not (state["_modules"] or state["_parameters"] or state["_buffers"]):
+        module.register_forward_pre_hook(_unmasked)
+
+
+def _unmasked(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Switch off dropout of any name: what keeps zeros in training, and anything otherwise.
+
+    As part of the function it would hide symmetries: a bias that the next batch norm removes has
+    an effect once stochastic depth gives it to some examples only.
+    """
+    if len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
+        x = inputs[0].detach()
+        with torch.no_grad():
+            module.training = True
+            masks = not module.forward(torch.zeros_like(x)).any()
+            module.training = False
+            module.training = not (masks and torch.equal(module.forward(x.clone()), x))
+
+
+def _enough(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Refuse what tells nothing: batch norm makes ±1 of any two values."""
+    count = inputs[0].numel() // inputs[0].shape[1]
+    if count < 3:
+        raise ValueError(
+            f"batch norm gets {count} values a channel, at least 3 are needed; give a larger batch"
+        )
