@@ -63,12 +63,25 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             continue
         if "live" in cell.metadata.get("tags", []):
             cell.outputs = []  # a control needs a kernel; a page without one shows the code only
+        cell.outputs = merged(cell.outputs)
         # The pages take a figure's alternative text from the cell, other readers from the output.
         cell.metadata.pop("mystnb", None)
         for output in cell.outputs:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 cell.metadata["mystnb"] = {"image": {"alt": alt}}
+
+
+def merged(outputs: list) -> list:
+    """Neighbouring pieces of one stream as one: where a kernel splits them is chance."""
+    found = []
+    for output in outputs:
+        same = found and output.output_type == found[-1].output_type == "stream"
+        if same and output.name == found[-1].name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def main() -> int:
