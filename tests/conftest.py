@@ -35,12 +35,6 @@ def noise(train: int, test: int, source: str = "noise") -> nl.Dataset:
     return nl.Dataset(x[:train], y[:train], x[train:], y[train:], 10, source)
 
 
-@pytest.fixture(autouse=True)
-def doctest_names(doctest_namespace):
-    """What every doctest may use."""
-    doctest_namespace.update(nl=nl)
-
-
 @pytest.fixture(scope="session")
 def data():
     return nl.mnist1d()
