@@ -988,3 +988,20 @@ def test_bad_input_is_named_in_one_line(name):
     with pytest.raises(kind, match=message) as error:
         nl.audit(make(), **{"inputs": torch.randn(ROWS), **arguments})
     assert "\n" not in str(error.value)
+
+
+def test_a_model_of_a_class_that_exec_made_is_audited_like_any_other():
+    """Without a name of their own, such classes say that they are builtins."""
+    names = {}
+    exec(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.first, self.norm = nn.Linear(5, 3), nn.BatchNorm1d(3)\n"
+        "    def forward(self, x):\n"
+        "        return self.norm(self.first(x))\n",
+        names,
+    )
+    assert names["Net"].__module__ == "builtins"
+    assert nl.audit(names["Net"](), torch.randn(ROWS)).invariant == ["first.weight"]

@@ -40,6 +40,18 @@ def test_two_runs_write_the_same_bytes(notebook):
     assert b"outputs" in first
 
 
+def test_pieces_of_one_stream_are_one_output(notebook):
+    """Where a kernel splits what is printed is chance."""
+    source = "import sys\nfor i in range(3): print(i, flush=True)\nprint('x', file=sys.stderr)"
+    path = notebook(source)
+    notebooks.execute(path)
+    outputs = nbformat.read(path, as_version=4).cells[0].outputs
+    assert [(o.name, o.text) for o in outputs] == [("stdout", "0\n1\n2\n"), ("stderr", "x\n")]
+    split = [nbformat.v4.new_output("stream", name=n, text=t) for n, t in
+             (("stdout", "a"), ("stdout", "b"), ("stderr", "c"), ("stdout", "d"))]  # fmt: skip
+    assert [output.text for output in notebooks.merged(split)] == ["ab", "c", "d"]
+
+
 def test_a_failure_leaves_the_file_as_it_was(notebook):
     path = notebook("print('done')", "1 / 0")
     before = path.read_bytes()

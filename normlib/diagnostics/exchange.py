@@ -145,7 +145,9 @@ def _opened(box: Any) -> tuple[list[Any], Put | None]:
     for kind, get, restore in STATES:
         if isinstance(box, kind):
             return [], partial(lambda restore, state, _: restore(box, state), restore, get(box))
-    if isinstance(box, Tensor | type) or str(type(box).__module__).split(".")[0] in FOREIGN:
+    # A module's class may be nowhere at home: one that `exec` made says that it is a builtin.
+    foreign = str(type(box).__module__).split(".")[0] in FOREIGN and not isinstance(box, nn.Module)
+    if isinstance(box, Tensor | type) or foreign:
         return [], None
     slots = _slots(box)
 
