@@ -18,7 +18,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from normlib.validation import number, one_of, whole
+from normlib.validation import number, one_of, whole_number
 
 Shape = tuple[int, ...]
 NORMS = {"batch": "channel", "layer": "layer", "weight": "channel", "none": None}
@@ -70,8 +70,8 @@ class Parameter:
 class Net:
     """The description of a network: hidden layers, each normalized, and a linear head."""
 
-    width: int = field(validator=whole())
-    depth: int = field(validator=whole())
+    width: int = field(validator=whole_number())
+    depth: int = field(validator=whole_number())
     norm: str = field(validator=one_of(*NORMS))
     eps: float = field(validator=number())
 

@@ -69,7 +69,7 @@ def number(low: float = 0, below: float = math.inf) -> Validator:
     return lambda _, field, value: checked_number(field.name, value, low, below)
 
 
-def whole(low: int = 1) -> Validator:
+def whole_number(low: int = 1) -> Validator:
     """Of a field: a whole number of at least `low`."""
     return lambda _, field, value: checked_whole(field.name, value, low)
 

@@ -36,21 +36,6 @@ def noise(train: int, test: int, source: str = "noise") -> nl.Dataset:
     return nl.Dataset(x[:train], y[:train], x[train:], y[train:], 10, source)
 
 
-def listed(toc: dict | list) -> list[str]:
-    """Every page of a table of contents, in its order."""
-    if isinstance(toc, list):
-        return [page for entry in toc for page in listed(entry)]
-    own = [toc[key] for key in ("root", "file") if key in toc]
-    inner = [toc[key] for key in ("parts", "chapters", "sections") if key in toc]
-    return own + listed(inner) if inner else own
-
-
-@pytest.fixture(autouse=True)
-def doctest_names(doctest_namespace):
-    """What every doctest may use."""
-    doctest_namespace.update(nl=nl)
-
-
 @pytest.fixture(scope="session")
 def data():
     return nl.mnist1d()

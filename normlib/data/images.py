@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from normlib import files
 from normlib.data.datasets import Dataset
-from normlib.validation import checked_kind, kind, whole
+from normlib.validation import checked_kind, kind, whole_number
 
 SPLITS = ("train", "test")
 
@@ -24,7 +24,7 @@ class Augmentation:
     """Random mirror images and shifts of a minibatch, made where the images are."""
 
     flip: bool = attrs.field(validator=kind(bool, "True or False"))
-    shift: int = attrs.field(validator=whole(0))
+    shift: int = attrs.field(validator=whole_number(0))
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
         """Changed copies of `images` (N, C, H, W).

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normlib.diagnostics import symmetries
 from normlib.diagnostics.exchange import widened
-from normlib.diagnostics.probe import Inputs, Loss, Probe, Values, pieces
+from normlib.diagnostics.probe import Inputs, Loss, Probe, Weights, pieces
 from normlib.diagnostics.symmetries import INVARIANT, Sample, Symmetry
 
 # At the user's own point a small product of weights and gradient proves nothing (β = 0, a zero
@@ -275,7 +275,7 @@ def _confirmed(probe: Probe, some: list[Symmetry], first: int, points: int) -> l
     """Those that leave the loss under actual, large changes of scale, up and down."""
     draw = np.random.default_rng(probe.seed)
 
-    def rescale(sign: int, symmetry: Symmetry, values: Values) -> None:
+    def rescale(sign: int, symmetry: Symmetry, values: Weights) -> None:
         # Powers of 2 are exact, so that rounding does not blur the answer.
         power = sign * draw.choice([3, 4, 5], symmetry.blocks)
         for name, c in symmetry.exponents.items():

@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-NORMS = (F.batch_norm, F.layer_norm, F.group_norm, F.instance_norm, F.rms_norm, F.normalize)
+NORM_FUNCTIONS = (
+    F.batch_norm,
+    F.layer_norm,
+    F.group_norm,
+    F.instance_norm,
+    F.rms_norm,
+    F.normalize,
+)
 DROPOUTS = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout
 }  # fmt: skip
@@ -59,7 +66,7 @@ class Adjusted(TorchFunctionMode):
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
         named = {key: wide(value) for key, value in (kwargs or {}).items()}
-        if self.eps is not None and func in NORMS and "eps" in named:
+        if self.eps is not None and func in NORM_FUNCTIONS and "eps" in named:
             named["eps"] = self.eps
         if "dropout_p" in named:
             named["dropout_p"] = 0.0

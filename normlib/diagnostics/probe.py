@@ -23,7 +23,7 @@ FUSED = re.compile(r"(in_proj_|qkv\.)(weight|bias)$")
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Loss = Callable[..., Tensor]
 Batch = tuple[Any, Any]
-Values = dict[str, Tensor]
+Weights = dict[str, Tensor]
 T = TypeVar("T")
 
 
@@ -46,17 +46,17 @@ class Piece:
         rows = self.rows(tensor)
         return rows.reshape(len(rows), -1)
 
-    def scale(self, values: Values, factors: np.ndarray) -> None:
+    def scale(self, values: Weights, factors: np.ndarray) -> None:
         """Multiply each of equal blocks of channels by its factor, in a copy of the parameter."""
         rows = self._copied(values)
         each = torch.as_tensor(factors).to(rows).repeat_interleave(len(rows) // len(factors))
         rows.mul_(each.view(-1, *[1] * (rows.ndim - 1)))
 
-    def replace(self, values: Values, others: Values) -> None:
+    def replace(self, values: Weights, others: Weights) -> None:
         """Take this piece from other values, in a copy of the parameter."""
         self._copied(values).copy_(self.rows(others[self.parameter]))
 
-    def _copied(self, values: Values) -> Tensor:
+    def _copied(self, values: Weights) -> Tensor:
         values[self.parameter] = values[self.parameter].clone()
         return self.rows(values[self.parameter])
 
@@ -108,7 +108,7 @@ class Probe:
         where = "a random point near the model's own"
         return self._sample(*self.point(number, far), number, EPS, where)
 
-    def point(self, number: int, far: bool = False) -> tuple[Values, Batch]:
+    def point(self, number: int, far: bool = False) -> tuple[Weights, Batch]:
         """A random point near the model's own, or anywhere, and another batch."""
         generator = torch.Generator().manual_seed(self.seed + number)
         values = {}
@@ -128,7 +128,7 @@ class Probe:
         )
 
     def unfelt(
-        self, some: list[T], first: int, edits: Iterable[Callable[[T, Values], None]]
+        self, some: list[T], first: int, edits: Iterable[Callable[[T, Weights], None]]
     ) -> list[T]:
         """Those of `some` that leave the loss when edits change values, each at another point."""
         for number, edit in enumerate(edits if some else (), first):
@@ -151,7 +151,7 @@ class Probe:
         return some
 
     def _sample(
-        self, values: Values, batch: Batch, number: int, eps: float | None, where: str
+        self, values: Weights, batch: Batch, number: int, eps: float | None, where: str
     ) -> Sample:
         wanted = list(dict.fromkeys(piece.parameter for piece in self.pieces.values()))
         loss, gradients = self._loss_and_gradients(values, batch, number, eps, wanted)
@@ -169,12 +169,12 @@ class Probe:
 
     def _loss_and_gradients(
         self,
-        values: Values,
+        values: Weights,
         batch: Batch,
         number: int,
         eps: float | None,
         wanted: Sequence[str] = (),
-    ) -> tuple[float, Values]:
+    ) -> tuple[float, Weights]:
         """The loss, and its gradients by name as far as the loss uses the wanted parameters."""
         device = next(iter(self.named.values())).device
         inputs, targets = tree_map_only(Tensor, lambda x: widened(x).to(device), batch)

@@ -28,7 +28,7 @@ from normlib.recordings.definitions import (
     linear_end,
 )
 from normlib.sweeps import Sweep, fast_precision, store
-from normlib.sweeps.spec import ALGORITHM, Part
+from normlib.sweeps.spec import ALGORITHM, Arrays, Part
 from normlib.sweeps.training import FINAL
 
 __all__ = ["DEFINITIONS", "FULL_SIZE", "Recording", "full_size", "linear_end", "recorded"]
@@ -142,7 +142,7 @@ def record(name: str, parts: Path) -> None:
     _write(FOLDER / f"{name}.nc", spec, list(store.usable(parts, spec.settings)))
 
 
-def _write(path: Path, spec: Sweep, made: list[tuple[store.Arrays, store.About]]) -> None:
+def _write(path: Path, spec: Sweep, made: list[tuple[Arrays, store.About]]) -> None:
     """One file from all parts of a sweep and what each says about itself."""
     found = {Part(about["seed"], about["first"], about["stop"]): (a, about) for a, about in made}
     parts = list(spec.parts(made[0][1]["chunk_size"]))

@@ -22,8 +22,7 @@ from normlib.data import Augmentation, Dataset
 from normlib.networks import Net
 from normlib.optimizers import Optimizer
 from normlib.sweeps import store, training, workers
-from normlib.sweeps.spec import DTYPES, Part, Schedule, Spec, Values, device_of
-from normlib.sweeps.training import Arrays
+from normlib.sweeps.spec import DTYPES, Arrays, Part, Schedule, Spec, Values, device_of
 from normlib.validation import checked_kind
 
 _DESCRIPTIONS = {

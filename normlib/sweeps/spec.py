@@ -22,12 +22,13 @@ from normlib import files
 from normlib.data import Augmentation, Dataset, Identity
 from normlib.networks import Net
 from normlib.optimizers import Optimizer, UnitNorm
-from normlib.validation import checked_whole, checked_word, kind, one_of, whole
+from normlib.validation import checked_whole, checked_word, kind, one_of, whole_number
 
 # Counts the changes to what is computed from the same arguments, rounding apart. Parts and
 # recordings say which version made them, and versions are never mixed.
 ALGORITHM = 1
 
+Arrays = dict[str, np.ndarray]
 Schedule = str | Callable[[int, int], float]
 Values = float | Sequence[float] | tuple[str, Sequence[float]] | np.ndarray | xr.DataArray
 
@@ -180,8 +181,8 @@ class Spec:
     lr: Values
     weight_decay: Values = 0.0
     seed: int | Sequence[int] | np.ndarray = 0
-    epochs: int = field(default=40, validator=whole())
-    batch_size: int = field(default=100, validator=whole())
+    epochs: int = field(default=40, validator=whole_number())
+    batch_size: int = field(default=100, validator=whole_number())
     schedule: Schedule = "constant"
     lr_other: Values | None = None
     schedule_other: Schedule | None = None
@@ -193,8 +194,10 @@ class Spec:
     )
     decay_on: str = field(default="invariant", validator=one_of(*DECAY_ON))
     precision: str = field(default="float32", validator=_precision)
-    record_every: int = field(default=10, validator=whole())
-    chunk_size: int | None = field(default=None, validator=attrs.validators.optional(whole()))
+    record_every: int = field(default=10, validator=whole_number())
+    chunk_size: int | None = field(
+        default=None, validator=attrs.validators.optional(whole_number())
+    )
     device: str | torch.device | None = None
 
     def __attrs_post_init__(self) -> None:

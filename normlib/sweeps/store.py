@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from normlib import files
+from normlib.sweeps.spec import Arrays
 
-Arrays = dict[str, np.ndarray]
 About = dict[str, Any]
 
 _NAME = re.compile(r"seed\d+-cells\d+-\d+\.[0-9a-f]{16}\.npz(\.tmp)?")

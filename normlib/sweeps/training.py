@@ -10,9 +10,8 @@ from torch import Tensor
 
 from normlib.data import Dataset
 from normlib.networks import Parameter, Wide
-from normlib.sweeps.spec import DTYPES, Part, Spec
+from normlib.sweeps.spec import DTYPES, Arrays, Part, Spec
 
-Arrays = dict[str, np.ndarray]
 FINAL = ("train_loss", "train_error", "test_loss", "test_error")
 
 

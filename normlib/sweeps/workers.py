@@ -14,8 +14,7 @@ from joblib.parallel import get_active_backend
 
 from normlib.data import Dataset
 from normlib.sweeps import store, training
-from normlib.sweeps.spec import Part, Spec
-from normlib.sweeps.training import Arrays
+from normlib.sweeps.spec import Arrays, Part, Spec
 from normlib.validation import checked_whole
 
 WORTH = 20_000  # network-steps from which workers earn the seconds that they take to start
