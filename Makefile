@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 # Exact versions, so that an environment made next year is this one. Empty for the newest.
 CONSTRAINTS ?= constraints.txt
 READY := $(VENV)/.ready
+# Chapters, tests and pages side by side.
 JOBS ?= 2
 
 .PHONY: book html serve test notebooks claims lint unit nbval pages bench gpu clean env
@@ -35,7 +36,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 book: $(READY)
-	@NORMLIB_SIZE=laptop $(BIN)/python tools/notebooks.py --into _build/fresh
+	@NORMLIB_SIZE=laptop $(BIN)/python tools/notebooks.py --into _build/fresh --jobs $(JOBS)
 	@$(BIN)/python tools/claims.py --book _build/fresh
 	@rm -rf _build/html _build/.doctrees
 	@$(BIN)/jupyter-book build _build/fresh --path-output . -W -n --keep-going -q
@@ -49,7 +50,7 @@ serve: html
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
 notebooks: $(READY)
-	@env -u NORMLIB_CIFAR10 NORMLIB_SIZE=laptop $(BIN)/python tools/notebooks.py
+	@env -u NORMLIB_CIFAR10 NORMLIB_SIZE=laptop $(BIN)/python tools/notebooks.py --jobs $(JOBS)
 	@$(BIN)/python tools/claims.py
 
 claims: $(READY)

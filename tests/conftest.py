@@ -12,6 +12,7 @@ import normlib as nl
 # Tests run side by side, one core each, and nobody watches.
 torch.set_num_threads(1)
 os.environ["NORMLIB_PROGRESS"] = "0"
+os.environ["NORMLIB_JOBS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))

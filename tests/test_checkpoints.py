@@ -241,18 +241,27 @@ def test_another_version_of_the_algorithm_is_not_mixed_in(data, tmp_path, monkey
     assert len(kept(tmp_path)) == 6
 
 
-def test_chunks_and_threads_are_those_it_was_begun_with(data, tmp_path):
+def test_chunks_are_those_it_was_begun_with(data, tmp_path):
     first = run(data, tmp_path, chunk_size=2)
     kept(tmp_path)[0].unlink()
-    torch.set_num_threads(2)
-    try:
-        with pytest.warns(UserWarning, match="begun with 1 threads and goes on"):
-            same_bits(run(data, tmp_path, chunk_size=None), first)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+    same_bits(run(data, tmp_path, chunk_size=None), first)
     with pytest.raises(ValueError, match="chunk_size=2"):
         run(data, tmp_path, chunk_size=3)
+
+
+def test_threads_are_those_it_was_begun_with(data, tmp_path):
+    """As many as the parts that are there say, and the number is put back."""
+    run(data, tmp_path)
+    for path in kept(tmp_path):
+        arrays, about = store.read(path)
+        path.unlink()
+        store.write(tmp_path, path.name.split(".")[0], arrays, about | {"threads": 2})
+    kept(tmp_path)[0].unlink()
+    with pytest.warns(UserWarning, match="begun with 2 threads and goes on"):
+        again = run(data, tmp_path)
+    assert again.attrs["threads"] == 2
+    assert {store.read(path)[1]["threads"] for path in kept(tmp_path)} == {2}
+    assert torch.get_num_threads() == 1
 
 
 def test_the_checkpoints_must_be_in_a_folder(data, tmp_path):

@@ -1,5 +1,6 @@
 """The recordings are what their definitions say, and what the code computes now."""
 
+import datetime
 import os
 
 import attrs
@@ -122,9 +123,12 @@ def test_another_rate_or_seed_starts_differently(name):
         assert typical[1] > 5 * UNMOVED
 
 
-# One of the three on CIFAR-10: a cell of them takes half a minute.
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in CIFAR10[1:]])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_whole_cell_trained_now_lies_among_the_recorded_seeds(name):
+    """A third of the recordings every day, or all of them with NORMLIB_ALL=1."""
+    days = (NAMES.index(name) - datetime.date.today().toordinal()) % 3
+    if days and not os.environ.get("NORMLIB_ALL"):
+        pytest.skip(f"its turn comes in {days} days; NORMLIB_ALL=1 retrains a cell of each")
     recording = nl.recorded(name)
     trainable(recording)
     runs = recording.runs

@@ -32,7 +32,7 @@ LAYERS = {
     "optimizers": (),
     "networks": (),
     "data": ("datasets", "images"),
-    "sweeps": ("spec", "store", "training", "runs"),
+    "sweeps": ("spec", "store", "training", "workers", "runs"),
     "recordings": ("definitions",),
     "analysis": (),
     "notebook": (),

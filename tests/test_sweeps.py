@@ -222,7 +222,7 @@ def test_a_sweep_has_the_arguments_of_its_spec():
     """And nothing but where it runs and whether it shows progress beside them."""
     in_one_line = inspect.signature(nl.sweep).parameters
     frozen = inspect.signature(nl.Sweep).parameters
-    assert list(in_one_line) == [*frozen, "checkpoint_dir", "progress"]
+    assert list(in_one_line) == [*frozen, "checkpoint_dir", "n_jobs", "progress"]
     for name, parameter in frozen.items():
         assert in_one_line[name].default == parameter.default
 

@@ -11,6 +11,7 @@ machine whose speed drifts changes them together. Times are milliseconds per ste
 import argparse
 import datetime
 import functools
+import math
 import platform
 import statistics
 import subprocess
@@ -39,15 +40,36 @@ def random_images(shape, count=2000):
 # Ways to train k networks for some steps; each returns milliseconds per step and network -------
 
 
-def sweep(net, data, k, steps, **settings):
-    """As `nl.sweep` trains and measures, without the evaluation at its end."""
-    spec = nl.Sweep(
+def grid(net, data, k, **settings):
+    return nl.Sweep(
         net, data, nl.nesterov(MOMENTUM), lr=list(LR * (1 + 1e-3 * np.arange(k))),
         weight_decay=WEIGHT_DECAY, batch_size=BATCH, **settings,
     )  # fmt: skip
+
+
+def sweep(net, data, k, steps, **settings):
+    """As a part of a sweep trains and measures, in one process with all threads."""
+    spec = grid(net, data, k, **settings)
     start = time.perf_counter()
     for part in spec.parts(min(k, 32)):
         training.train(spec, part, data, stop=steps)
+    return 1e3 * (time.perf_counter() - start) / (steps * k)
+
+
+def _part(spec, part, data, steps):
+    torch.set_num_threads(1)
+    training.train(spec, part, data, stop=steps)
+
+
+def workers(net, data, k, steps):
+    """The same in one process a core, as `nl.sweep` does it; starting them is not counted."""
+    jobs = joblib.cpu_count(only_physical_cores=False)
+    spec, task = grid(net, data, k), joblib.delayed(_part)
+    parts = list(spec.parts(min(32, math.ceil(k / jobs))))
+    with joblib.Parallel(n_jobs=jobs) as parallel:
+        parallel(task(spec, parts[0], data, 2) for _ in range(jobs))
+        start = time.perf_counter()
+        parallel(task(spec, part, data, steps) for part in parts)
     return 1e3 * (time.perf_counter() - start) / (steps * k)
 
 
@@ -230,15 +252,18 @@ machine. It is written by `make bench`; every figure is the median of paired run
 methods take their turn in each round. Times are **milliseconds per step and network**, minibatch
 100, Nesterov momentum.
 
-- **sweep**: `nl.sweep` in single precision with its measurements, without the evaluation at its
-  end (as for all methods); **bfloat16**: the same with `precision="bfloat16"`.
+- **sweep**: K networks as one in one process with all threads, in single precision and with the
+  measurements of `nl.sweep`, without the evaluation at its end (as for all methods); **bfloat16**:
+  the same with `precision="bfloat16"`.
+- **workers**: K networks in one process a core with one thread each, as `nl.sweep` does it for
+  sweeps that are worth it; the start of the processes is not counted.
 - **loop**: the plain PyTorch loop, one network after the other, all threads.
 - **processes**: the plain loop in one process a core, one thread each (joblib); the start of the
   processes is not counted.
 - **vmap**: `torch.func.vmap` over stacked parameters, without running averages.
 - **floor**: the time that the multiplications and additions alone would take at the speed of
-  matrix products of 1024 × 1024, measured in every round; **of the floor**: that over the time of
-  the sweep.
+  matrix products of 1024 × 1024 with all threads, measured in every round; **of the floor**: that
+  over the time with workers.
 
 {tables}
 
@@ -247,8 +272,9 @@ methods take their turn in each round. Times are **milliseconds per step and net
 With few networks, the time is that of starting some hundred small operations a step, whatever
 their size. With many, it is the backward pass, two thirds of a step in the ConvNet: the grouped
 convolutions multiply small matrices (25 × 75), and batch norm and ReLU move much memory for
-little arithmetic. Writing the convolutions' gradient with respect to their inputs as batched
-matrix products, or as a forward convolution, was tried and is no faster.
+little arithmetic. Several threads share such small work badly and wait for each other; processes
+with one thread each do not. Writing the convolutions' gradient with respect to their inputs as
+batched matrix products, or as a forward convolution, was tried and is no faster.
 
 Two things made the difference on a CPU: the channels-last layout in every operation (with one
 input channel torch leaves it, so the first convolution is a matrix product here), and updates that
@@ -292,13 +318,14 @@ def main():
         say()
         say(f"**{name}.** {operations / 1e6:.1f} million operations a step and network.")
         say()
-        say("| K | sweep | bfloat16 | loop | processes | vmap | floor |")
-        say("|---" * 7 + "|")
+        say("| K | sweep | workers | bfloat16 | loop | processes | vmap | floor |")
+        say("|---" * 8 + "|")
         compared = []
         for k in ks[:1] if quick else ks:
             n = max(5, steps // 20) if quick else steps
             methods = {
                 "sweep": run(sweep, net, images, k, n),
+                "workers": run(workers, net, images, k, n),
                 "bfloat16": run(sweep, net, images, k, n, precision="bfloat16"),
                 "loop": run(loop, net, images, k, n),
                 "processes": run(processes, net, images, k, n),
@@ -307,14 +334,18 @@ def main():
             }
             times = paired(methods, rounds)
             middle = {method: statistics.median(t) for method, t in times.items()}
-            ratios = [ratio(times, other) for other in ("loop", "processes", "vmap")]
+            ratios = [ratio(times, "sweep", "workers")]
+            ratios += [ratio(times, other, "workers") for other in ("loop", "processes", "vmap")]
             ratios.append(ratio(times, "loop", "bfloat16"))
             say(f"| {k} | " + " | ".join(f"{t:.2f}" for t in middle.values()) + " |")
             compared.append(f"| {k} | " + " | ".join(f"{r:.1f}" for r in ratios)
-                            + f" | {100 * ratio(times, 'floor'):.0f} % |")  # fmt: skip
+                            + f" | {100 * ratio(times, 'floor', 'workers'):.0f} % |")  # fmt: skip
         say()
-        say("| K | loop/sweep | processes/sweep | vmap/sweep | loop/bfloat16 | of the floor |")
-        say("|---" * 6 + "|")
+        say(
+            "| K | sweep/workers | loop/workers | processes/workers | vmap/workers | "
+            "loop/bfloat16 | of the floor |"
+        )
+        say("|---" * 7 + "|")
         for line in compared:
             say(line)
 

@@ -3,6 +3,9 @@
 python tools/notebooks.py                     all chapters in place
 python tools/notebooks.py 00_quickstart       one of them
 python tools/notebooks.py --into _build/fresh copies of the whole book's sources there
+python tools/notebooks.py --jobs 2            two chapters side by side
+
+Every chapter computes with one thread, so its outputs do not depend on how many run at a time.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
@@ -84,12 +88,25 @@ def merged(outputs: list) -> list:
     return found
 
 
+def attempt(path: Path) -> tuple[str, float, str | None]:
+    """Run one notebook: its name, the seconds it took, and what went wrong, if something did."""
+    start = time.perf_counter()
+    try:
+        execute(path)
+    except (CellExecutionError, CellTimeoutError) as error:
+        return path.stem, time.perf_counter() - start, str(error)
+    return path.stem, time.perf_counter() - start, None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("chapters", nargs="*", help="names such as 00_quickstart; default: all")
     parser.add_argument("--into", type=Path, help="leave the files as they are, execute copies")
+    parser.add_argument("--jobs", type=int, default=1, help="how many chapters side by side")
     arguments = parser.parse_args()
-    os.environ["NORMLIB_PROGRESS"] = "0"
+    os.environ |= {"NORMLIB_PROGRESS": "0", "NORMLIB_JOBS": "1", "OMP_NUM_THREADS": "1"}
+    if os.environ.get("NORMLIB_SIZE") == "gpu":
+        arguments.jobs = 1  # one device
     folder = ROOT / "notebooks"
     if arguments.into:
         if ROOT / "_build" not in arguments.into.resolve().parents:
@@ -111,16 +128,12 @@ def main() -> int:
             return 2
         paths = [p for p in paths if p.stem in arguments.chapters]
     failed = []
-    for i, path in enumerate(paths, start=1):
-        print(f"[{i}/{len(paths)}] {path.stem} … ", end="", flush=True)
-        start = time.perf_counter()
-        try:
-            execute(path)
-        except (CellExecutionError, CellTimeoutError) as error:
-            print(f"failed after {time.perf_counter() - start:.0f} s\n{error}")
-            failed.append(path.stem)
-        else:
-            print(f"{time.perf_counter() - start:.0f} s")
+    tasks = (joblib.delayed(attempt)(path) for path in paths)
+    runs = joblib.Parallel(arguments.jobs, return_as="generator_unordered")(tasks)
+    for i, (name, seconds, error) in enumerate(runs, start=1):
+        said = f"failed after {seconds:.0f} s\n{error}" if error else f"{seconds:.0f} s"
+        print(f"[{i}/{len(paths)}] {name}: {said}", flush=True)
+        failed += [name] * (error is not None)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return bool(failed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import joblib
 import numpy as np
 import torch
 import xarray as xr
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from normlib.data import Augmentation, Dataset
 from normlib.networks import Net
 from normlib.optimizers import Optimizer
-from normlib.sweeps import store, training
+from normlib.sweeps import store, training, workers
 from normlib.sweeps.spec import DTYPES, Arrays, Part, Schedule, Spec, Values, device_of
 from normlib.validation import checked_kind
 
@@ -69,7 +70,10 @@ class Sweep(Spec):
     """
 
     def run(
-        self, checkpoint_dir: str | Path | None = None, progress: bool | None = None
+        self,
+        checkpoint_dir: str | Path | None = None,
+        n_jobs: int | None = None,
+        progress: bool | None = None,
     ) -> xr.Dataset:
         """Train all networks; parameters, result and notes as for `nl.sweep`."""
         start = time.perf_counter()
@@ -80,36 +84,34 @@ class Sweep(Spec):
         lost: dict[str, str] = {}
         about = {} if folder is None else self._provenance(chunk_size, threads)
         hidden = not _watched(progress)
-        bar = tqdm(total=self.steps * len(todo), unit="step", disable=hidden, leave=False)
-        with bar, training.threads(threads):
-            for part in todo:
-                began = time.perf_counter()
-                results[part] = training.train(self, part, data, bar.update)
-                if folder is None:
-                    continue
-                about["seconds"] = round(time.perf_counter() - began, 2)
-                try:
-                    store.write(folder, part.label, results[part], attrs.asdict(part) | about)
-                except OSError as error:
-                    lost[part.label] = str(error)
+        jobs = workers.processes(self, len(todo), n_jobs)
+        with tqdm(total=self.steps * len(todo), unit="step", disable=hidden, leave=False) as bar:
+            for done in workers.computed(
+                self, todo, data, threads, jobs, folder, about, bar.update
+            ):
+                results[done.part] = done.results
+                if done.problem is not None:
+                    lost[done.part.label] = done.problem
         if lost:
             warnings.warn(
                 f"{len(lost)} of {len(todo)} parts could not be kept in {folder} "
-                f"({next(iter(lost.values()))}): {', '.join(lost)}. Their results are returned; "
-                "another run would compute them again.",
+                f"({next(iter(lost.values()))}): {', '.join(sorted(lost))}. Their results are "
+                "returned; another run would compute them again.",
                 stacklevel=2,
             )
         runs = self.assemble([results[part] for part in parts])
         return runs.assign_attrs(threads=threads, seconds=time.perf_counter() - start)
 
-    def estimate(self, checkpoint_dir: str | Path | None = None) -> float:
+    def estimate(
+        self, checkpoint_dir: str | Path | None = None, n_jobs: int | None = None
+    ) -> float:
         """How long `run` would take, in seconds, from some steps of its first part.
 
         Nothing is written, and nothing is set aside. Chapter 10 says it before a long sweep.
 
         Parameters
         ----------
-        checkpoint_dir : str, Path or None
+        checkpoint_dir, n_jobs
             As for `run`; parts that are finished there cost nothing.
 
         >>> spec = nl.Sweep(nl.convnet(width=4), nl.mnist1d(), nl.sgd(), lr=0.1)
@@ -134,7 +136,9 @@ class Sweep(Spec):
             step = start / few if many == few else max(seconds(many) - start, 0.0) / (many - few)
         # An image that is only looked at costs about a third of one that is trained on.
         looks = sum(math.ceil(size / self.batch_size) for size in self.data.sizes) / 3
-        return len(missing) * step * (self.steps + looks)
+        jobs = workers.processes(self, len(missing), n_jobs)
+        rounds = math.ceil(len(missing) / min(len(missing), joblib.effective_n_jobs(jobs)))
+        return rounds * step * (self.steps + looks)
 
     def assemble(self, results: Iterable[Arrays]) -> xr.Dataset:
         """The dataset of a sweep from the results of its parts, in their order."""
@@ -182,8 +186,10 @@ class Sweep(Spec):
         self, folder: Path | None, tidy: bool = True
     ) -> tuple[int, int, dict[Part, Arrays]]:
         """Chunk size and threads that the sweep was begun with, and the results kept so far."""
-        threads, found = torch.get_num_threads(), {}
-        begun: dict[str, Any] = {"chunk_size": self.chunk_size or self._side_by_side}
+        # One thread a part on a CPU: parts side by side would spin against each other with more.
+        threads = 1 if self.place.type == "cpu" else torch.get_num_threads()
+        found: dict[Part, Arrays] = {}
+        begun: dict[str, Any] = {"chunk_size": self.chunk_size or workers.side_by_side(self)}
         if folder is not None and folder.exists():
             if not folder.is_dir():
                 raise ValueError(f"checkpoint_dir must be a folder, but {folder} is a file")
@@ -202,14 +208,6 @@ class Sweep(Spec):
                 stacklevel=3,
             )
         return begun["chunk_size"], begun.get("threads", threads), found
-
-    @property
-    def _side_by_side(self) -> int:
-        """How many networks to train at once where nobody says."""
-        if self.place.type != "cpu":
-            return 128
-        # On a CPU large images gain little from company, and their activations fill the memory.
-        return 32 if math.prod(self.data.shape) <= 256 else 4
 
     def _provenance(self, chunk_size: int, threads: int) -> dict[str, Any]:
         """What each part of a sweep says about itself."""
@@ -249,6 +247,7 @@ def sweep(
     chunk_size: int | None = None,
     device: str | torch.device | None = None,
     checkpoint_dir: str | Path | None = None,
+    n_jobs: int | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Train one network for every combination of hyperparameters and seeds; measure all of them.
@@ -295,7 +294,8 @@ def sweep(
     record_every : int
         Traces hold every `record_every`-th step and the last.
     chunk_size : int or None
-        How many networks to train side by side (None: a choice for the network and the device).
+        How many networks to train as one (None: a choice for the images, the device, and the
+        number of cores).
     device : str or None
         None: CUDA where there is one, else the CPU.
     checkpoint_dir : str, Path or None
@@ -304,6 +304,10 @@ def sweep(
         bits; seeds may be added. Parts that are damaged or of another sweep are set aside with a
         warning. If a part cannot be written, its results are returned all the same, and a warning
         says what was not kept.
+    n_jobs : int or None
+        How many processes compute parts side by side, each with one thread (-1: one a core). The
+        results do not depend on it. None: one a core for a sweep on a CPU that takes longer than
+        starting them, or what a ``with joblib.parallel_config(...)`` around the call says.
     progress : bool or None
         A progress bar; None: only where a person watches.
 
@@ -335,9 +339,9 @@ def sweep(
     ('lr', 'weight_decay')
     """
     arguments = dict(locals())
-    for name in ("checkpoint_dir", "progress"):
+    for name in ("checkpoint_dir", "n_jobs", "progress"):
         del arguments[name]
-    return Sweep(**arguments).run(checkpoint_dir, progress)
+    return Sweep(**arguments).run(checkpoint_dir, n_jobs, progress)
 
 
 def fast_precision(device: str | torch.device | None = None) -> str:
