@@ -1005,3 +1005,43 @@ def test_a_model_of_a_class_that_exec_made_is_audited_like_any_other():
     )
     assert names["Net"].__module__ == "builtins"
     assert nl.audit(names["Net"](), torch.randn(ROWS)).invariant == ["first.weight"]
+
+
+class Split(nn.Module):
+    def forward(self, x):
+        return x.chunk(2, -1)
+
+
+class Alternating(nn.Module):
+    """A layer with a memory: later calls differ from the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return (x if self.calls == 1 else x + 1).chunk(2, -1)
+
+
+@pytest.mark.parametrize("layer", [Split, Alternating])
+def test_a_layer_without_weights_may_return_anything_and_remember(layer):
+    """It is asked whether it is dropout, and must not notice."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.split, self.head = (
+                nn.Linear(5, 4, bias=False),
+                layer(),
+                nn.Linear(2, 3),
+            )
+
+        def forward(self, x):
+            one, two = self.split(self.first(x))
+            return self.head(F.normalize(one * two))
+
+    model = Net()
+    found = nl.audit(model, torch.randn(ROWS))
+    assert found.invariant == ["first.weight"]
+    assert layer is Split or model.split.calls == 0

@@ -204,12 +204,17 @@ def _unmasked(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     an effect once stochastic depth gives it to some examples only.
     """
     if len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
-        x = inputs[0].detach()
+        x, state = inputs[0].detach(), vars(module).copy()
+
+        def keeps(x: Tensor, training: bool) -> bool:
+            module.training = training
+            found = module.forward(x.clone())
+            return isinstance(found, Tensor) and found.shape == x.shape and torch.equal(found, x)
+
         with torch.no_grad():
-            module.training = True
-            masks = not module.forward(torch.zeros_like(x)).any()
-            module.training = False
-            module.training = not (masks and torch.equal(module.forward(x.clone()), x))
+            masks = keeps(torch.zeros_like(x), training=True) and keeps(x, training=False)
+        vars(module).clear()
+        vars(module).update(state | {"training": not masks})
 
 
 def _enough(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
