@@ -281,7 +281,11 @@ def show_figure(figure: Figure, alt: str) -> None:
 
 
 def heatmap(
-    ax: Axes, values: xr.DataArray, vmin: float | None = None, vmax: float | None = None
+    ax: Axes,
+    values: xr.DataArray,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    dead: xr.DataArray | None = None,
 ) -> QuadMesh:
     """Draw a map over an (lr, weight_decay) grid: λ to the right, η upwards, λ = 0 left out.
 
@@ -292,13 +296,20 @@ def heatmap(
         Over lr and weight_decay; cells that are not finite stay grey.
     vmin, vmax : float or None
         Where the colours begin and end.
+    dead : DataArray of bool or None
+        Cells that are shown as a region of its own, hatched instead of coloured; see `nl.dead`.
 
     Returns
     -------
     matplotlib.collections.QuadMesh
         For ``figure.colorbar``. Chapters 04, 05 and 07.
     """
+    if dead is not None:
+        values = values.where(~dead)
     values = values.sel(weight_decay=values.weight_decay > 0).transpose("lr", "weight_decay")
+    if dead is not None:
+        hatched = dead.sel(weight_decay=values.weight_decay).transpose("lr", "weight_decay")
+        ax.pcolor(hatched.where(hatched), cmap="Greys", vmin=1, hatch="////", edgecolor="0.3", lw=0)
     image = ax.pcolormesh(values, cmap="cividis_r", vmin=vmin, vmax=vmax, edgecolor="white", lw=0.5)
     columns, rows = range(0, values.sizes["weight_decay"], 2), range(values.sizes["lr"])
     ax.set_xticks(
