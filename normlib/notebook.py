@@ -297,24 +297,23 @@ def heatmap(
     vmin, vmax : float or None
         Where the colours begin and end.
     dead : DataArray of bool or None
-        Cells that are shown as a region of its own, hatched instead of coloured; see `nl.dead`.
+        Cells that are hatched instead of coloured, a region of its own; see `nl.dead`.
 
     Returns
     -------
     matplotlib.collections.QuadMesh
         For ``figure.colorbar``. Chapters 04, 05 and 07.
     """
+    decayed = values.weight_decay > 0
     if dead is not None:
+        hatched = dead.where(dead).sel(weight_decay=decayed).transpose("lr", "weight_decay")
+        ax.pcolor(hatched, cmap="Greys", clim=(1, 2), hatch="////", edgecolor="0.3", lw=0)
         values = values.where(~dead)
-    values = values.sel(weight_decay=values.weight_decay > 0).transpose("lr", "weight_decay")
-    if dead is not None:
-        hatched = dead.sel(weight_decay=values.weight_decay).transpose("lr", "weight_decay")
-        ax.pcolor(hatched.where(hatched), cmap="Greys", vmin=1, hatch="////", edgecolor="0.3", lw=0)
+    values = values.sel(weight_decay=decayed).transpose("lr", "weight_decay")
     image = ax.pcolormesh(values, cmap="cividis_r", vmin=vmin, vmax=vmax, edgecolor="white", lw=0.5)
     columns, rows = range(0, values.sizes["weight_decay"], 2), range(values.sizes["lr"])
-    ax.set_xticks(
-        [i + 0.5 for i in columns], [f"{values.weight_decay.values[i]:g}" for i in columns]
-    )
+    decays = [f"{values.weight_decay.values[i]:g}" for i in columns]
+    ax.set_xticks([i + 0.5 for i in columns], decays)
     ax.set_yticks([i + 0.5 for i in rows], [f"{values.lr.values[i]:g}" for i in rows])
     ax.set_xlabel("weight decay λ")
     ax.set_facecolor("0.8")

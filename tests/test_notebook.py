@@ -258,4 +258,6 @@ def test_a_heat_map_hatches_what_is_dead():
     assert image.get_array().filled(0).tolist() == [[1, 2], [3, 0]]
     (region,) = (c for c in axes.collections if c.get_hatch())
     assert region.get_array().filled(0).tolist() == [[0, 0], [0, 1]]
+    nl.heatmap(axes, values, dead=values < 0)
+    figure.canvas.draw()
     plt.close(figure)
