@@ -2,6 +2,7 @@ from . import recordings as recordings
 from . import theory as theory
 from .analysis import Tradeoff as Tradeoff
 from .analysis import at_equilibrium as at_equilibrium
+from .analysis import dead as dead
 from .analysis import interval as interval
 from .analysis import tradeoff as tradeoff
 from .data import Dataset as Dataset

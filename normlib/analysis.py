@@ -1,5 +1,5 @@
-"""What grids say: cells at equilibrium, trade-offs of lr and weight_decay, intervals. Knows least
-squares and what an optimizer's theory says; nothing of training.
+"""What grids say: cells at equilibrium, dead networks, trade-offs of lr and weight_decay,
+intervals. Knows least squares and what an optimizer's theory says; nothing of training.
 """
 
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from attrs import field, frozen
 
+from normlib.data import Dataset, Identity
 from normlib.optimizers import Optimizer
 
 Cells = tuple[np.ndarray, np.ndarray, np.ndarray]  # log lr, log weight_decay, score
@@ -200,6 +201,43 @@ def at_equilibrium(runs: xr.Dataset, optimizer: Optimizer, times: float = 3.0) -
         theory.relaxation_time, runs.lr, runs.weight_decay, gradient, runs["size"], vectorize=True
     )
     return (steps >= times * time).all("layer")
+
+
+def dead(runs: xr.Dataset, data: Dataset | Identity) -> xr.DataArray:
+    """Networks of a sweep that cannot learn any more: no gradient, and they guess.
+
+    Dead is a network whose loss gradient at the last trace is exactly 0 in every hidden layer, and
+    whose test error is not below that of guessing, 1 - 1/classes, by more than three standard
+    errors of a test set of that size. The second half tells it apart from a network that fits its
+    batch so well that the gradient is rounded to 0.
+
+    Parameters
+    ----------
+    runs : Dataset
+        What ``nl.sweep`` returned, or a recording's ``runs``.
+    data : Dataset or Identity
+        What it was trained on, for the numbers of classes and of test images; of a recording
+        ``recording.spec.data``.
+
+    Returns
+    -------
+    DataArray of bool
+        Over the grid and the seed. A network that diverged has no gradient to speak of: it is not
+        counted.
+
+    Notes
+    -----
+    One trace is one batch: a network that is dead for most batches may twitch in others. Chapters
+    04 and 05.
+
+    >>> recording = nl.recorded("nesterov")
+    >>> int(dead(recording.runs, recording.spec.data).sel(lr=3).sum())  # of 9 decays x 5 seeds
+    44
+    """
+    guessing = 1 - 1 / data.classes
+    sampling = math.sqrt(guessing * (1 - guessing) / data.sizes[1])
+    silent = (runs.gradient_norm.isel(step=-1) == 0).all("layer")
+    return (silent & (runs.test_error >= guessing - 3 * sampling)).rename("dead")
 
 
 def _best(cells: Cells, degree: int) -> tuple[float, float]:

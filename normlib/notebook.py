@@ -281,7 +281,11 @@ def show_figure(figure: Figure, alt: str) -> None:
 
 
 def heatmap(
-    ax: Axes, values: xr.DataArray, vmin: float | None = None, vmax: float | None = None
+    ax: Axes,
+    values: xr.DataArray,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    dead: xr.DataArray | None = None,
 ) -> QuadMesh:
     """Draw a map over an (lr, weight_decay) grid: λ to the right, η upwards, λ = 0 left out.
 
@@ -292,18 +296,24 @@ def heatmap(
         Over lr and weight_decay; cells that are not finite stay grey.
     vmin, vmax : float or None
         Where the colours begin and end.
+    dead : DataArray of bool or None
+        Cells that are hatched instead of coloured, a region of its own; see `nl.dead`.
 
     Returns
     -------
     matplotlib.collections.QuadMesh
         For ``figure.colorbar``. Chapters 04, 05 and 07.
     """
-    values = values.sel(weight_decay=values.weight_decay > 0).transpose("lr", "weight_decay")
+    decayed = values.weight_decay > 0
+    if dead is not None:
+        hatched = dead.where(dead).sel(weight_decay=decayed).transpose("lr", "weight_decay")
+        ax.pcolor(hatched, cmap="Greys", clim=(1, 2), hatch="////", edgecolor="0.3", lw=0)
+        values = values.where(~dead)
+    values = values.sel(weight_decay=decayed).transpose("lr", "weight_decay")
     image = ax.pcolormesh(values, cmap="cividis_r", vmin=vmin, vmax=vmax, edgecolor="white", lw=0.5)
     columns, rows = range(0, values.sizes["weight_decay"], 2), range(values.sizes["lr"])
-    ax.set_xticks(
-        [i + 0.5 for i in columns], [f"{values.weight_decay.values[i]:g}" for i in columns]
-    )
+    decays = [f"{values.weight_decay.values[i]:g}" for i in columns]
+    ax.set_xticks([i + 0.5 for i in columns], decays)
     ax.set_yticks([i + 0.5 for i in rows], [f"{values.lr.values[i]:g}" for i in rows])
     ax.set_xlabel("weight decay λ")
     ax.set_facecolor("0.8")

@@ -135,3 +135,45 @@ def test_a_rule_whose_time_is_not_known_is_refused(runs):
 def test_runs_without_a_trace_in_the_middle_are_refused(runs):
     with pytest.raises(ValueError, match="no trace between 40 and 70 %"):
         nl.at_equilibrium(runs.isel(step=[0, -1]), nl.sgd())
+
+
+def a_sweep(gradient, test_error):
+    """Runs of one seed along lr, as far as `nl.dead` looks."""
+    gradient = np.asarray(gradient, float)  # (lr, layer)
+    early = np.ones_like(gradient)
+    values = {
+        "gradient_norm": (("lr", "layer", "step"), np.stack([early, gradient], -1)),
+        "test_error": ("lr", np.asarray(test_error, float)),
+    }
+    return xr.Dataset(values, coords={"lr": np.arange(len(gradient)) + 1.0})
+
+
+def test_dead_are_those_that_have_no_gradient_and_guess(data):
+    """Of 1,000 images, 10 classes: guessing is 0.9, with a standard error of 0.0095."""
+    silent, alive, half, lost = [0, 0], [0.3, 0.1], [0, 0.1], [np.nan, np.nan]
+    runs = a_sweep(
+        [silent, silent, silent, silent, alive, half, lost],
+        [0.905, 0.873, 0.870, 0.0, 0.905, 0.905, np.nan],
+    )
+    expected = [True, True, False, False, False, False, False]
+    assert nl.dead(runs, data).values.tolist() == expected
+    assert nl.dead(runs, data.identity).values.tolist() == expected
+
+
+def test_a_smaller_test_set_widens_what_counts_as_guessing(data):
+    runs = a_sweep([[0.0]], [0.82])
+    small = nl.Dataset(
+        data.x_train, data.y_train, data.x_test[:100], data.y_test[:100], 10, "small"
+    )
+    assert nl.dead(runs, small).item()
+    assert not nl.dead(runs, data).item()
+
+
+def test_networks_die_when_the_head_has_a_huge_rate_too(data):
+    """The recorded grid with one rate has dead networks; with a rate of their own it has none."""
+    one, own = nl.recorded("nesterov"), nl.recorded("nesterov_other")
+    dead = nl.dead(one.runs, one.spec.data)
+    assert dead.dims == one.runs.test_error.dims
+    assert not dead.sel(lr=slice(0, 0.5)).any()
+    assert dead.sel(lr=3).mean() > 0.9
+    assert not nl.dead(own.runs, own.spec.data).any()

@@ -248,3 +248,16 @@ def test_a_heat_map_leaves_out_no_decay_and_labels_the_rest():
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0.1", "1"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.01"]
     plt.close(figure)
+
+
+def test_a_heat_map_hatches_what_is_dead():
+    rates = {"lr": [0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
+    values = xr.DataArray([[9.0, 1, 2], [9, 3, 4]], dims=("lr", "weight_decay"), coords=rates)
+    figure, axes = plt.subplots()
+    image = nl.heatmap(axes, values, dead=(values == 4).transpose())
+    assert image.get_array().filled(0).tolist() == [[1, 2], [3, 0]]
+    (region,) = (c for c in axes.collections if c.get_hatch())
+    assert region.get_array().filled(0).tolist() == [[0, 0], [0, 1]]
+    nl.heatmap(axes, values, dead=values < 0)
+    figure.canvas.draw()
+    plt.close(figure)

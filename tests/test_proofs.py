@@ -89,6 +89,66 @@ def remembering(chains, size, memory, start, sizes=None):
     return w, gradient
 
 
+RULES = {
+    "sgd": (nl.sgd(), 0.03, 0.1, 2500),
+    "momentum": (nl.momentum(0.9), 0.003, 0.1, 2500),
+    "nesterov": (nl.nesterov(0.9), 0.003, 0.1, 2500),
+    "adam": (nl.adam((0.9, 0.99), eps=1e-200), 0.003, 0.1, 7000),
+    "adamw": (nl.adamw((0.9, 0.99), eps=1e-200), 0.003, 3.0, 5000),
+}
+
+
+def noisy_quotient(rule, lr, weight_decay, steps, scale=1.0, size=10):
+    """Direction and norm after minimising a quotient of quadratic forms under noisy gradients."""
+    random = torch.Generator().manual_seed(0)
+    form = torch.diag(torch.linspace(0, 3, size, dtype=torch.float64))
+    w = scale * torch.linspace(2, 1, size, dtype=torch.float64).view(1, 1, size)
+    state = rule.init(w)
+    for step in range(1, steps + 1):
+        noise = 0.3 * torch.randn(size, generator=random, dtype=torch.float64)
+        r = w.norm()
+        g = 2 * w / r @ form + noise  # a function of the direction alone
+        g = (g - (g * w).sum() * w / r**2) / r
+        w, state = rule.update(w, g, state, lr, weight_decay, step)
+    return (w / w.norm()).flatten(), float(w.norm())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_forgotten_start_leaves_one_number_and_a_unit(name):
+    """Two starts end in one point; from one start, exchanged cells in one direction, norms a : 1.
+
+    A product with a neighbouring exponent does not, nor does a training that is too short.
+    """
+    rule, lr, weight_decay, steps = RULES[name]
+    p, q, a = rule.theory.scale_exponent, rule.theory.decay_exponent, 2.0
+    way, norm = noisy_quotient(rule, lr, weight_decay, steps)
+    other_way, other_norm = noisy_quotient(rule, lr, weight_decay, steps, scale=3.0)
+    assert (other_way - way).abs().max() < 1e-8
+    assert other_norm == pytest.approx(norm, rel=1e-8)
+    exchanged = lr * a**p, weight_decay / a**q
+    exchanged_way, exchanged_norm = noisy_quotient(rule, *exchanged, steps)
+    assert (exchanged_way - way).abs().max() < 1e-8
+    assert exchanged_norm == pytest.approx(a * norm, rel=1e-8)
+    wrong = lr * a**p, weight_decay / a ** (3 - q if p == 1 else 1)
+    wrong_way, _ = noisy_quotient(rule, *wrong, steps)
+    assert (wrong_way - way).abs().max() > 1e-3
+    early, _ = noisy_quotient(rule, lr, weight_decay, 30)
+    early_exchanged, _ = noisy_quotient(rule, *exchanged, 30)
+    assert (early_exchanged - early).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_exponents_of_units_are_those_of_the_formulas(name):
+    """κ = p/q, and along η^q λ^p the norms of the closed formulas go like (η/λ)^(1/(p+q))."""
+    theory = RULES[name][0].theory
+    p, q, a = theory.scale_exponent, theory.decay_exponent, 2.0
+    assert theory.tradeoff_exponent == p / q
+    known = {"gradient": 2.0, "size": 64}
+    before = theory.equilibrium_norm(0.1, 0.01, **known)
+    after = theory.equilibrium_norm(0.1 * a**p, 0.01 / a**q, **known)
+    assert after / before == pytest.approx((a ** (p + q)) ** (1 / (p + q)), rel=1e-12)
+
+
 @pytest.mark.parametrize("memory", [-0.5, 0.0, 0.5])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_balance_holds_for_gradients_that_remember(nesterov, memory):
