@@ -6,6 +6,7 @@ A `Net` describes an architecture. `net.module(...)` is one ordinary torch netwo
 """
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from normlib.validation import number, one_of, whole_number
 
 Shape = tuple[int, ...]
 NORMS = {"batch": "channel", "layer": "layer", "weight": "channel", "none": None}
+_INITIALISING = threading.Lock()  # torch's random state is that of the whole process
 
 
 @frozen
@@ -142,7 +144,7 @@ class Net:
                 "networks and classes must be at least 1 and shape (C, H, W); "
                 f"got {networks}, {classes} and {tuple(shape)}"
             )
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with _INITIALISING, torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch GPUs too
             module = self.module(shape, classes)
         return Wide(self, networks, shape, classes, module.state_dict(), device, dtype)
@@ -307,8 +309,6 @@ class Wide:
         for layer in self.net.layers:
             weight = self.values[f"{layer}.weight"].data
             weight.mul_(factors.to(weight))
-
-    # Used by the architectures:
 
     def flat(self, name: str) -> Tensor:
         """A parameter with one entry a channel, as a vector (K·C,)."""
