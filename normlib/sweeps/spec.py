@@ -271,6 +271,11 @@ class Spec:
         return self.epochs * (self.data.sizes[0] // self.batch_size)
 
     @property
+    def work(self) -> int:
+        """Network-steps of the whole sweep."""
+        return len(self.columns["lr"]) * self.seeds.size * self.steps
+
+    @property
     def recorded_steps(self) -> list[int]:
         """Steps at which traces are recorded: every `record_every`-th and the last."""
         return sorted({*range(0, self.steps, self.record_every), self.steps - 1})

@@ -38,7 +38,7 @@ def side_by_side(spec: Spec) -> int:
         return 128
     largest = 32 if math.prod(spec.data.shape) <= 256 else 4
     cells, seeds = len(spec.columns["lr"]), spec.seeds.size
-    parts = math.ceil(cores() / seeds) if cells * seeds * spec.steps >= WORTH else 1
+    parts = math.ceil(cores() / seeds) if spec.work >= WORTH else 1
     return max(1, min(largest, math.ceil(cells / parts)))
 
 
@@ -51,8 +51,7 @@ def processes(spec: Spec, parts: int, n_jobs: int | None) -> int | None:
         return 1
     if n_jobs is not None or chosen is not None:
         return n_jobs
-    work = len(spec.columns["lr"]) * spec.seeds.size * spec.steps
-    if spec.place.type != "cpu" or work < WORTH or os.environ.get("NORMLIB_JOBS") == "1":
+    if spec.place.type != "cpu" or spec.work < WORTH or os.environ.get("NORMLIB_JOBS") == "1":
         return 1
     return min(cores(), parts)
 
