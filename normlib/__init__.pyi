@@ -21,6 +21,8 @@ from .diagnostics.tracking import track as track
 from .networks import convnet as convnet
 from .networks import mlp as mlp
 from .notebook import check as check
+from .notebook import drawings as drawings
+from .notebook import evidence as evidence
 from .notebook import heatmap as heatmap
 from .notebook import scrubber as scrubber
 from .notebook import show_figure as show_figure

@@ -1,5 +1,6 @@
 """What every chapter must satisfy: functions from a notebook to a list of complaints."""
 
+import html
 import re
 
 import numpy as np
@@ -69,18 +70,29 @@ def live_cells_without_outputs(notebook):
     ]
 
 
+def alt(text):
+    """As an attribute."""
+    return f' alt="{html.escape(text)}"'
+
+
 def figures_with_text(notebook):
-    """One figure a cell; its alternative text in the output and, the same, in the cell."""
+    """One figure a cell; its alternative text beside the picture and, the same, in the HTML."""
     complaints = []
     for cell in code(notebook):
         figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
         if len(figures) > 1:
             complaints.append(f"{len(figures)} figures in one cell")
         texts = [o.metadata.get("image/png", {}).get("alt") for o in figures]
-        in_cell = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
-        if figures and (not texts[0] or len(texts[0]) < 40 or texts[0] != in_cell):
-            complaints.append(f"alternative texts: {texts[0]!r} in the output, {in_cell!r} in cell")
+        pages = [o.data.get("text/html", "") for o in figures]
+        if figures and (not texts[0] or len(texts[0]) < 40 or alt(texts[0]) not in pages[0]):
+            complaints.append(f"alternative text: {texts[0]!r}")
     return complaints
+
+
+def figures_to_be_read(notebook):
+    """No text too small for a phone, or too pale."""
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    return [text for output in outputs for text in output.get("metadata", {}).get("unreadable", [])]
 
 
 def images_in_html_with_text(notebook):
@@ -140,6 +152,7 @@ GUARDS = (
     without_nbval_comments,
     live_cells_without_outputs,
     figures_with_text,
+    figures_to_be_read,
     images_in_html_with_text,
     plain_markdown,
     checks_with_alternatives,

@@ -76,8 +76,13 @@ def break_output_text(nb):
     first(nb, has_figure).outputs[0].metadata["image/png"]["alt"] = ""
 
 
-def break_cell_text(nb):
-    first(nb, has_figure).metadata["mystnb"]["image"]["alt"] = "something else, long enough to pass"
+def break_page_text(nb):
+    output = first(nb, has_figure).outputs[0]
+    output.data["text/html"] = output.data["text/html"].replace(' alt="', ' alt="Not: ', 1)
+
+
+def break_reading(nb):
+    first(nb, has_figure).outputs[0].metadata["unreadable"] = ["'step' has 6 px on a phone"]
 
 
 def break_html_text(nb):
@@ -137,7 +142,8 @@ BREAKS = {
     guards.ignoring_only_live_outputs: [break_ignored],
     guards.without_nbval_comments: [break_comment],
     guards.live_cells_without_outputs: [break_live],
-    guards.figures_with_text: [break_two_figures, break_output_text, break_cell_text],
+    guards.figures_with_text: [break_two_figures, break_output_text, break_page_text],
+    guards.figures_to_be_read: [break_reading],
     guards.images_in_html_with_text: [break_html_text],
     guards.plain_markdown: [break_markdown, break_role, break_glue],
     guards.checks_with_alternatives: [

@@ -1,14 +1,25 @@
 """Checks tell right from wrong; figures carry their text."""
 
+import base64
+import configparser
+import io
 import json
+import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import xarray as xr
 from IPython.testing.globalipapp import start_ipython
+from matplotlib.colors import to_rgba
+from PIL import Image
 
 import normlib as nl
 from normlib.notebook import CheckError, Prediction
+from normlib.notebook.figures import COLOURS
+from normlib.notebook.numberline import number_line
+from normlib.notebook.pictures import GROUND, contrast, night
+from tests.conftest import ROOT
 
 
 def check(measured, expected=None, id="T4.slope", **arguments):
@@ -198,7 +209,7 @@ def shown(monkeypatch):
 def test_values_go_into_the_outputs_metadata(shown):
     check(0.251, **QUARTER)
     bundle, metadata = shown[0]
-    assert metadata["normlib"]["measured"] == 0.251
+    assert metadata["normlib"][0]["measured"] == 0.251
     assert "0.251" in bundle["text/html"]
 
 
@@ -261,3 +272,128 @@ def test_a_heat_map_hatches_what_is_dead():
     nl.heatmap(axes, values, dead=values < 0)
     figure.canvas.draw()
     plt.close(figure)
+
+
+def test_a_figure_has_a_dark_twin(shown):
+    figure, axes = plt.subplots(figsize=(2, 1))
+    axes.plot([1, 2], "k")
+    nl.show_figure(figure, "A rising line.", caption="It rises <slowly>.")
+    page = shown[0][0]["text/html"]
+    dark, light = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(found))).convert("L"))
+        for found in re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
+    )
+    assert light.shape == dark.shape
+    assert np.median(light) == 255
+    assert np.median(dark) == round(255 * GROUND)
+    assert light.min() < 10
+    assert dark.max() > 230
+    assert 'media="screen and (prefers-color-scheme: dark)"' in page
+    assert "<figcaption>It rises &lt;slowly&gt;.</figcaption>" in page
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_every_colour_can_be_seen_on_both_grounds(colour):
+    assert contrast(to_rgba(colour), (1, 1, 1, 1)) >= 3
+    assert contrast(night(colour), (GROUND, GROUND, GROUND, 1)) >= 3
+
+
+def test_text_keeps_its_contrast_at_night():
+    for grey in np.linspace(0, 1, 11):
+        day = contrast((grey, grey, grey, 1), (1, 1, 1, 1))
+        ground = (GROUND, GROUND, GROUND, 1)
+        if day >= 4.5:
+            assert contrast(night((grey, grey, grey)), ground) >= 4.5
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "colour", "fault"),
+    [(5.6, 11, "k", None), (5.6, 8, "k", "px on a phone"), (9.6, 11, "k", "px on a phone"),
+     (5.6, 11, "0.6", "contrast")],
+)  # fmt: skip
+def test_text_that_nobody_could_read_is_noted(shown, width, size, colour, fault):
+    nl.style()
+    figure, axes = plt.subplots(figsize=(width, 3))
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, "words", fontsize=size, color=colour)
+    nl.show_figure(figure, "Only words.")
+    (unreadable,) = (metadata["unreadable"] for _, metadata in shown)
+    assert (fault in unreadable[0]) if fault else unreadable == []
+    plt.rcdefaults()
+
+
+def places(svg):
+    """Of the band, the alternative and the measurement on a number line, as intervals."""
+    band = re.search(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)"', svg)
+    ring, dot = re.findall(r'd="M([\d.]+) 10H([\d.]+)" stroke-width', svg)
+    start, width = map(float, band.groups())
+    return (start, start + width), tuple(map(float, ring)), tuple(map(float, dot))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "measured", "alternative"),
+    [
+        (dict(expected=0.25, tolerance=0.02), [0.25, 0.251, 0.249], [0.5]),
+        (dict(expected=0, tolerance=1e-10), [1e-15], [198.0]),
+        (dict(expected=0, tolerance=1e-10), [0.0], [-3.0]),
+        (dict(expected=0, tolerance=1), [-0.1, 0.2, 0.1], [-3, -4, -5]),
+        (dict(expected=1, tolerance=0.001), [1.0], [1e6]),
+        (dict(below=2), [1, 1.1, 1.2], [4]),
+        (dict(above=0, below=2), [1, 1.1, 1.2], [-4]),
+    ],
+)
+def test_a_number_line_shows_the_measurement_in_the_band_and_the_alternative_outside(
+    prediction, measured, alternative
+):
+    svg = number_line(Prediction(**prediction), measured, alternative)
+    band, ring, dot = places(svg)
+    assert band[0] <= dot[0] <= dot[1] <= band[1]
+    assert ring[1] < band[0] or ring[0] > band[1]
+    assert 0 <= min(*band, *ring) <= max(*band, *ring) <= 300
+    assert re.search(r"<title>predicted .*; measured .*; alternative .*</title>", svg)
+
+
+def test_evidence_shows_the_first_check_and_folds_the_others(shown):
+    with nl.evidence():
+        check(0.25, **QUARTER)
+        check(0.26, id="T4.other", **QUARTER)
+    ((bundle, metadata),) = shown
+    first, rest = bundle["text/html"].split("<details>")
+    assert "T4.slope" in first
+    assert "<summary>1 more check</summary>" in rest
+    assert "T4.other" in rest
+    assert [record["id"] for record in metadata["normlib"]] == ["T4.slope", "T4.other"]
+    assert bundle["text/plain"].count("✓") == 2
+
+
+def test_evidence_shows_what_came_before_a_failure(shown):
+    def block():
+        with nl.evidence():
+            check(0.25, **QUARTER)
+            check(0.5, **QUARTER)
+
+    with pytest.raises(CheckError):
+        block()
+    assert len(shown[0][1]["normlib"]) == 1
+    check(0.25, **QUARTER)
+    assert len(shown) == 2
+
+
+def test_what_differs_between_machines_is_where_nbval_looks_away(shown):
+    """Pages of two measurements are the same once the sanitizer has been over them."""
+    sanitizer = configparser.RawConfigParser()
+    sanitizer.read(ROOT / "tests/nbval.cfg", encoding="utf-8")
+
+    def clean(text):
+        for part in sanitizer.sections():
+            text = re.sub(sanitizer[part]["regex"], sanitizer[part].get("replace", ""), text)
+        return text
+
+    for value, other in ((0.25, 0.5), (0.26, 0.51)):
+        with nl.evidence():
+            check(value, **QUARTER | {"alternative": ("other", other)})
+            check(value, id="T4.other", **QUARTER)
+    (one, _), (two, _) = shown
+    for kind in ("text/plain", "text/html"):
+        assert one[kind] != two[kind]
+        assert clean(one[kind]) == clean(two[kind])

@@ -53,7 +53,7 @@ CLAIMS = tuple(
 def of_notebook(notebook: nbformat.NotebookNode) -> list[dict]:
     """The records that `nl.check` left in the outputs of a chapter."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return [o.metadata["normlib"] for o in outputs if "normlib" in o.get("metadata", {})]
+    return [record for o in outputs for record in o.get("metadata", {}).get("normlib", [])]
 
 
 def records(book: Path = ROOT) -> list[dict]:

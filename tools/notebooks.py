@@ -68,12 +68,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         if "live" in cell.metadata.get("tags", []):
             cell.outputs = []  # a control needs a kernel; a page without one shows the code only
         cell.outputs = merged(cell.outputs)
-        # The pages take a figure's alternative text from the cell, other readers from the output.
         cell.metadata.pop("mystnb", None)
-        for output in cell.outputs:
-            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
-            if alt:
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
 
 
 def merged(outputs: list) -> list:
