@@ -50,8 +50,10 @@ class Twins:
     def of(cls, figure: Figure, colours: int = 256) -> "Twins":
         """Both pictures of a figure, which is closed."""
         light, unreadable = _png(figure, colours), complaints(figure)
+        on_maps = _on_maps(figure)
         for artist in figure.findobj():
-            _turn(artist)
+            if artist not in on_maps:
+                _turn(artist)
         dark = _png(figure, colours)
         plt.close(figure)
         return cls(light, dark, round(96 * figure.get_figwidth()), unreadable)
@@ -71,7 +73,7 @@ class Twins:
 def complaints(figure: Figure) -> list[str]:
     """What of a figure's text a reader could not read, on a phone or at all."""
     shrink = min(1.0, PHONE / (96 * figure.get_figwidth()))
-    found = []
+    found, on_maps = [], _on_maps(figure)
     for text in figure.findobj(Text):
         if not (text.get_visible() and text.get_text().strip()):
             continue
@@ -79,7 +81,7 @@ def complaints(figure: Figure) -> list[str]:
         if size < SMALLEST:
             found.append(f"{text.get_text()!r} has {size:.1f} px on a phone, at least {SMALLEST}")
         ratio = contrast(to_rgba(text.get_color()), (1, 1, 1, 1))
-        if ratio < 4.5 and text.get_bbox_patch() is None and not _inside_a_map(text):
+        if ratio < 4.5 and text.get_bbox_patch() is None and text not in on_maps:
             found.append(f"{text.get_text()!r} has a contrast of {ratio:.1f}, at least 4.5")
     return sorted(set(found))
 
@@ -124,11 +126,14 @@ def _luminance(colour: Colour) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _inside_a_map(text: Text) -> bool:
-    """Whether text stands on the coloured cells of a map, and not on the page."""
-    return text.axes is not None and any(
-        isinstance(c, Collection) and c.get_array() is not None for c in text.axes.collections
-    )
+def _on_maps(figure: Figure) -> set[Artist]:
+    """What stands on the coloured cells of a map, which are the same by day and night."""
+    return {
+        artist
+        for ax in figure.axes
+        if any(c.get_array() is not None for c in ax.collections)
+        for artist in (*ax.lines, *ax.texts, *ax.patches)
+    }
 
 
 def _turn(artist: Artist) -> None:
