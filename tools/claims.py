@@ -1,14 +1,15 @@
-"""Write book/claims.md: every claim, what the chapters measured, and the verdict that follows.
+"""Write book/claims.md, the verdicts in a minute, and book/checks.md, everything measured.
 
-    python tools/claims.py                       write the page
-    python tools/claims.py --check               say whether the page is what the outputs say
-    python tools/claims.py --book _build/fresh   write that of another copy of the book
+    python tools/claims.py                       write the pages
+    python tools/claims.py --check               say whether the pages are what the outputs say
+    python tools/claims.py --book _build/fresh   write those of another copy of the book
 
 The claims, and the checks on which a verdict rests, are in book/claims.yml; everything else comes
 from the records that `nl.check` left in the chapters' outputs.
 """
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,8 +18,10 @@ from pathlib import Path
 import jinja2
 import nbformat
 import yaml
+from docutils import nodes
 
 from normlib.notebook import Prediction
+from normlib.notebook.numberline import number_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,14 +32,23 @@ VERDICTS = HOLDS, LIMITED, FAILS, DATED, OPEN = (
     "was true in 2017",
     "not tested yet",
 )
+FORMULA = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
+MARKS = dict(zip(VERDICTS, "●◐○◷?", strict=True))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, and the ids of checks that speak for it, bound it or speak against it."""
+    """One claim, and the ids of checks that speak for it, bound it or speak against it.
+
+    `brief` says what became of it in a few words; `effect` is the id of the check that shows it,
+    and `measure` what was measured there.
+    """
 
     id: str
     words: str
+    brief: str
+    effect: str
+    measure: str
     why: str
     supports: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
@@ -52,16 +64,27 @@ CLAIMS = tuple(
 
 def of_notebook(notebook: nbformat.NotebookNode) -> list[dict]:
     """The records that `nl.check` left in the outputs of a chapter."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return [record for o in outputs for record in o.get("metadata", {}).get("normlib", [])]
+    return [record for record, _ in with_sections(notebook)]
+
+
+def with_sections(notebook: nbformat.NotebookNode) -> list[tuple[dict, str]]:
+    """The same, each with the anchor of the section in which it stands."""
+    found, anchor = [], ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for heading in re.findall(r"^## (.+)$", cell.source, re.M):
+                anchor = nodes.make_id(heading)
+        for output in cell.get("outputs", []):
+            found += [(record, anchor) for record in output.get("metadata", {}).get("normlib", [])]
+    return found
 
 
 def records(book: Path = ROOT) -> list[dict]:
-    """The records of all chapters, each with the name of its chapter."""
+    """The records of all chapters, each with the names of its chapter and section."""
     return [
-        {**record, "chapter": path.stem}
+        {**record, "chapter": path.stem, "section": section}
         for path in sorted((book / "notebooks").glob("*.ipynb"))
-        for record in of_notebook(nbformat.read(path, as_version=4))
+        for record, section in with_sections(nbformat.read(path, as_version=4))
     ]
 
 
@@ -101,21 +124,29 @@ def verdict(claim: Claim, found: list[dict]) -> str:
     return LIMITED if limit and all(limit) else HOLDS
 
 
-def page(found: list[dict]) -> str:
-    """The page, as Markdown."""
+def pages(found: list[dict]) -> dict[str, str]:
+    """Both pages as Markdown, by name."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["cell"] = lambda text: text.replace("|", "&#124;")
     environment.filters["prediction"] = Prediction.of
-    template = (ROOT / "tools/claims.md.jinja").read_text(encoding="utf-8")
+    environment.filters["line"] = lambda record: number_line(
+        Prediction.of(record), record["values"], record["alternative_values"]
+    )
+    environment.filters["formula"] = lambda text: re.sub(r"\$(.+?)\$", FORMULA, text)
     verdicts = {claim.id: verdict(claim, found) for claim in CLAIMS}
     counts = {name: list(verdicts.values()).count(name) for name in VERDICTS}
     tally = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return environment.from_string(template).render(
-        claims=CLAIMS, found=found, verdicts=verdicts, tally=tally
-    )
+    effects = {claim.id: named((claim.effect,), found)[0] for claim in CLAIMS}
+    shared = {"claims": CLAIMS, "found": found, "verdicts": verdicts, "tally": tally}
+    return {
+        name: environment.from_string(
+            (ROOT / f"tools/{name}.md.jinja").read_text(encoding="utf-8")
+        ).render(**shared, effects=effects, marks=MARKS)
+        for name in ("claims", "checks")
+    }
 
 
 def main() -> int:
@@ -123,13 +154,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare, do not write")
     parser.add_argument("--book", type=Path, default=ROOT, help="the folder of the book")
     arguments = parser.parse_args()
-    target, wanted = arguments.book / "book" / "claims.md", page(records(arguments.book))
+    stale = []
+    for name, wanted in pages(records(arguments.book)).items():
+        target = arguments.book / "book" / f"{name}.md"
+        if not (target.exists() and target.read_text(encoding="utf-8") == wanted):
+            stale.append(target.name)
+            if not arguments.check:
+                target.write_text(wanted, encoding="utf-8")
     if arguments.check:
-        same = target.exists() and target.read_text(encoding="utf-8") == wanted
-        print("the page is current" if same else "the page is not current: run make claims")
-        return 0 if same else 1
-    target.write_text(wanted, encoding="utf-8")
-    return 0
+        print(f"not current: {', '.join(stale)}; run make claims" if stale else "current")
+    return bool(arguments.check and stale)
 
 
 if __name__ == "__main__":

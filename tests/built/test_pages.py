@@ -93,12 +93,84 @@ def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, site, n
             assert frames.nth(i).get_attribute("alt")
 
 
-def test_scrubber_moves_by_arrow_keys(visit):
-    page = visit("notebooks/00_quickstart")
-    radios = page.locator("form.nl-pick").first.get_by_role("radio")
-    radios.nth(0).check()
-    page.keyboard.press("ArrowRight")
-    assert radios.nth(1).is_checked()
+# What a reader of a chapter must be able to do and see; one visit a chapter answers it all.
+HEIGHTS = """() => {
+  const height = (list) => [...list].reduce((sum, e) => sum + e.getBoundingClientRect().height, 0);
+  const code = [...document.querySelectorAll("div.cell_input")];
+  const cut = code.filter((e) => [...e.querySelectorAll("pre")].some(
+    (pre) => pre.clientWidth && pre.scrollWidth > pre.clientWidth + 1));
+  return {open: height(code), all: document.querySelector("article").scrollHeight,
+          cut: cut.map((e) => e.innerText.slice(0, 60))};
+}"""
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_chapter_is_more_to_read_than_code(visit, name):
+    """And no open line of code is cut off at the right."""
+    page = visit(name)
+    found = page.evaluate(HEIGHTS)
+    assert found["open"] <= found["all"] / 4
+    assert found["cut"] == []
+    assert (HTML / f"{name}.html").stat().st_size <= 1.5e6
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_chapter_has_a_scrubber_that_moves_by_arrow_keys(visit, name):
+    page = visit(name)
+    scrubbers = page.locator("form.nl-pick").all()
+    assert scrubbers
+    for scrubber in scrubbers:
+        radios = scrubber.get_by_role("radio")
+        radios.nth(0).check()
+        page.keyboard.press("ArrowRight")
+        assert radios.nth(1).is_checked()
+        assert scrubber.locator("img").nth(1).is_visible()
+
+
+SOURCES = """() => [...document.querySelectorAll("article .cell_output img")].map((img) => {
+  const twin = img.closest("picture")?.querySelector("source");
+  return !twin ? "no twin" : twin.srcset === img.src ? "same twin"
+    : !img.currentSrc ? "hidden" : img.currentSrc === twin.srcset ? "dark" : "light";
+})"""
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_figures_are_dark_on_dark_pages_and_light_in_print(visit, name):
+    page = visit(name, theme="dark")
+    assert set(page.evaluate(SOURCES)) <= {"dark", "hidden"}
+    page.evaluate("document.documentElement.dataset.theme = 'light'")  # as the theme's button does
+    page.wait_for_function(f"!({SOURCES})().includes('dark')")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.emulate_media(media="print")
+    page.wait_for_function(f"!({SOURCES})().includes('dark')")
+    assert "light" in page.evaluate(SOURCES)
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "book/claims"])
+def test_every_number_line_says_in_words_what_it_shows(visit, name):
+    lines = visit(name).locator("svg.nl-line")
+    assert lines.count()
+    for line in lines.all():
+        assert line.get_attribute("role") == "img"
+        words = line.locator("title").text_content()
+        assert re.fullmatch(r"predicted .+; measured .+; alternative .+", words)
+
+
+def test_links_of_the_claims_page_lead_to_sections(site):
+    text = (HTML / "book/claims.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="((?:\.\./notebooks/|checks)[^"#]*)#([^"]+)"', text)
+    assert len(links) >= 46
+    for path, anchor in links:
+        target = (HTML / "book" / path).read_text(encoding="utf-8")
+        assert f'id="{anchor}"' in target, (path, anchor)
+
+
+def test_the_claims_page_is_read_in_a_minute(visit):
+    """A screen and a half, and fewer than a thousand words."""
+    page = visit("book/claims")
+    table = page.locator("table.nl-claims")
+    assert table.locator("tbody tr").count() == 23
+    assert len(page.locator("article").first.inner_text().split()) < 1100
 
 
 def test_search_finds_the_effective_learning_rate(visit):
