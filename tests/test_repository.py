@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -73,6 +74,22 @@ def test_everything_that_carries_the_address_agrees():
 def test_versions_agree():
     assert yaml.safe_load(text("CITATION.cff"))["version"] == normlib.__version__
     assert f"## {normlib.__version__}" in text("CHANGELOG.md")
+
+
+def test_what_is_cited_agrees():
+    """CITATION.cff, Zenodo's metadata and the paper about the book; and its references exist."""
+    citation = yaml.safe_load(text("CITATION.cff"))
+    zenodo = json.loads(text(".zenodo.json"))
+    paper = yaml.safe_load(text("paper.md").split("---")[1])
+    assert paper["title"].startswith(citation["title"])
+    assert zenodo["title"] == citation["title"]
+    assert zenodo["version"] == citation["version"]
+    assert zenodo["license"] == citation["license"]
+    names = [author["name"] for author in citation["authors"]]
+    assert [creator["name"] for creator in zenodo["creators"]] == names
+    assert [author["name"] for author in paper["authors"]] == names
+    known = set(re.findall(r"^@\w+\{(\w+),", text(paper["bibliography"]), re.M))
+    assert set(re.findall(r"@(\w+)", text("paper.md").split("---")[2])) <= known
 
 
 def test_constraints_pin_every_direct_dependency():

@@ -1,4 +1,7 @@
-"""Write book/claims.md, the verdicts in a minute, and book/checks.md, everything measured.
+"""Write the pages that follow from the chapters' outputs.
+
+book/claims.md is the verdicts in a minute, book/checks.md everything measured; book/verdicts.md
+and book/map.md are parts of the front page.
 
     python tools/claims.py                       write the pages
     python tools/claims.py --check               say whether the pages are what the outputs say
@@ -124,8 +127,33 @@ def verdict(claim: Claim, found: list[dict]) -> str:
     return LIMITED if limit and all(limit) else HOLDS
 
 
-def pages(found: list[dict]) -> dict[str, str]:
-    """Both pages as Markdown, by name."""
+def chapters(book: Path) -> list[dict]:
+    """What the front page's map says of each chapter: from its first cell, and its seconds."""
+    seconds = times()["seconds"]
+    found = []
+    for path in sorted((book / "notebooks").glob("*.ipynb")):
+        first = nbformat.read(path, as_version=4).cells[0].source
+        title, question, needs = (
+            re.search(pattern, first, re.M)[1]
+            for pattern in (
+                r"^# (.+)$",
+                r"^\*\*Question\.\*\* (.+)$",
+                r"\*You need:\* (.+?)\.(?: |$)",
+            )
+        )
+        needs = needs.replace("](", "](../notebooks/") if "](" in needs else needs
+        about = {"title": title, "question": question, "needs": needs}
+        found.append({"name": path.stem, "seconds": seconds.get(path.stem, "?"), **about})
+    return found
+
+
+def times() -> dict:
+    """What `make times` wrote."""
+    return yaml.safe_load((ROOT / "book/times.yml").read_text(encoding="utf-8"))
+
+
+def pages(found: list[dict], book: Path = ROOT) -> dict[str, str]:
+    """The pages as Markdown, by name."""
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
@@ -144,8 +172,10 @@ def pages(found: list[dict]) -> dict[str, str]:
     return {
         name: environment.from_string(
             (ROOT / f"tools/{name}.md.jinja").read_text(encoding="utf-8")
-        ).render(**shared, effects=effects, marks=MARKS)
-        for name in ("claims", "checks")
+        ).render(
+            **shared, effects=effects, marks=MARKS, chapters=chapters(book), date=times()["date"]
+        )
+        for name in ("claims", "checks", "verdicts", "map")
     }
 
 
@@ -155,7 +185,7 @@ def main() -> int:
     parser.add_argument("--book", type=Path, default=ROOT, help="the folder of the book")
     arguments = parser.parse_args()
     stale = []
-    for name, wanted in pages(records(arguments.book)).items():
+    for name, wanted in pages(records(arguments.book), arguments.book).items():
         target = arguments.book / "book" / f"{name}.md"
         if not (target.exists() and target.read_text(encoding="utf-8") == wanted):
             stale.append(target.name)

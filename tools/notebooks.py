@@ -4,11 +4,13 @@ python tools/notebooks.py                     all chapters in place
 python tools/notebooks.py 00_quickstart       one of them
 python tools/notebooks.py --into _build/fresh copies of the whole book's sources there
 python tools/notebooks.py --jobs 2            two chapters side by side
+python tools/notebooks.py --into _build/times --times book/times.yml    keep how long each took
 
 Every chapter computes with one thread, so its outputs do not depend on how many run at a time.
 """
 
 import argparse
+import datetime
 import os
 import shutil
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import joblib
 import nbformat
+import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
@@ -98,6 +101,7 @@ def main() -> int:
     parser.add_argument("chapters", nargs="*", help="names such as 00_quickstart; default: all")
     parser.add_argument("--into", type=Path, help="leave the files as they are, execute copies")
     parser.add_argument("--jobs", type=int, default=1, help="how many chapters side by side")
+    parser.add_argument("--times", type=Path, help="write the seconds that each took")
     arguments = parser.parse_args()
     os.environ |= {"NORMLIB_PROGRESS": "0", "NORMLIB_JOBS": "1", "OMP_NUM_THREADS": "1"}
     if os.environ.get("NORMLIB_SIZE") == "gpu":
@@ -122,15 +126,19 @@ def main() -> int:
             print(f"no such chapter: {', '.join(sorted(unknown))}", file=sys.stderr)
             return 2
         paths = [p for p in paths if p.stem in arguments.chapters]
-    failed = []
+    failed, took = [], {}
     tasks = (joblib.delayed(attempt)(path) for path in paths)
     runs = joblib.Parallel(arguments.jobs, return_as="generator_unordered")(tasks)
     for i, (name, seconds, error) in enumerate(runs, start=1):
         said = f"failed after {seconds:.0f} s\n{error}" if error else f"{seconds:.0f} s"
         print(f"[{i}/{len(paths)}] {name}: {said}", flush=True)
         failed += [name] * (error is not None)
+        took[name] = round(seconds)
     if failed:
         print(f"failed: {', '.join(failed)}")
+    elif arguments.times:
+        about = {"date": str(datetime.date.today()), "seconds": dict(sorted(took.items()))}
+        arguments.times.write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
     return bool(failed)
 
 
