@@ -69,6 +69,53 @@ def test_decay_equals_a_growing_learning_rate(data, norm):
     assert abs(run(0.0, rates / lr / before**2) / decayed - 1).max() > 1e-6
 
 
+def held(net, data, rates, weight_decay=0.0, norms=None):
+    """Logits of every batch under plain SGD, and the norms of the hidden layers before each step.
+
+    `rates` are those of the hidden layers (steps, layers); `norms`, where given, are held.
+    """
+    torch.manual_seed(0)
+    model = net.module(data.shape, data.classes).double()
+    weights = dict(model.named_parameters())
+    keys = {p.key for p in net.parameters(data.shape, data.classes) if p.kind == "weight"}
+    hidden = [weights.pop(key) for key in sorted(keys - {"head.weight"})]
+    groups = [{"params": [w], "weight_decay": weight_decay} for w in hidden]
+    optimizer = torch.optim.SGD([*groups, {"params": weights.values()}], lr=0.1)
+    outputs, found = [], []
+    for step, rate in enumerate(rates):
+        with torch.no_grad():
+            for w, norm in zip(hidden, norms if norms is not None else (), strict=False):
+                w *= norm / w.norm()
+        for group, value in zip(optimizer.param_groups, rate, strict=False):
+            group["lr"] = value
+        found.append([float(w.detach().norm()) for w in hidden])
+        batch = slice(20 * step, 20 * step + 20)
+        outputs.append(model(data.x_train[batch].double()))
+        optimizer.zero_grad()
+        F.cross_entropy(outputs[-1], data.y_train[batch]).backward()
+        optimizer.step()
+    return torch.stack(outputs).detach(), np.array(found)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])
+@pytest.mark.parametrize("length", [1.0, None])
+def test_a_list_of_rates_makes_weights_of_fixed_norm_the_decayed_training(data, norm, length):
+    """At norm 1 and at those of the start; the rate η/r² does not, nor do unnormalized weights."""
+    net = nl.mlp(width=8, depth=2, norm=norm, eps=0.0 if norm != "batch" else 1e-30)
+    lr, weight_decay, steps = 0.1, 0.5, 60
+    wanted, norms = held(net, data, np.full((steps, 2), lr), weight_decay)
+    kept = norms[0] if length is None else np.full(2, length)
+    rates = lr * kept**2 / norms**2
+
+    def apart(rates):
+        outputs, _ = held(net, data, rates, norms=kept)
+        return float(((outputs - wanted).norm(dim=(1, 2)) / wanted.norm(dim=(1, 2))).max())
+
+    exact = apart(rates / (1 - lr * weight_decay))
+    assert exact > 1e-2 if norm == "none" else exact < 1e-9
+    assert apart(rates) > 1e-3
+
+
 def remembering(chains, size, memory, start, sizes=None):
     """Weights of norm `start`, and random gradients of unit size orthogonal to them.
 

@@ -272,9 +272,12 @@ methods take their turn in each round. Times are **milliseconds per step and net
 With few networks, the time is that of starting some hundred small operations a step, whatever
 their size. With many, it is the backward pass, two thirds of a step in the ConvNet: the grouped
 convolutions multiply small matrices (25 × 75), and batch norm and ReLU move much memory for
-little arithmetic. Several threads share such small work badly and wait for each other; processes
-with one thread each do not. Writing the convolutions' gradient with respect to their inputs as
-batched matrix products, or as a forward convolution, was tried and is no faster.
+little arithmetic. Whether processes of one thread each beat one process with several is in the
+table, sweep/workers: in the fully connected network they do, in the ConvNet they need not. What
+they give everywhere is a result that does not depend on their number, and threads that do not
+wait for each other where other programs take their turn on the same cores. Writing the
+convolutions' gradient with respect to their inputs as batched matrix products, or as a forward
+convolution, was tried and is no faster.
 
 Two things made the difference on a CPU: the channels-last layout in every operation (with one
 input channel torch leaves it, so the first convolution is a matrix product here), and updates that

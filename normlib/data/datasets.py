@@ -278,7 +278,7 @@ def digits() -> Dataset:
     Notes
     -----
     Source: E. Alpaydin and C. Kaynak, *Optical recognition of handwritten digits*, UCI, 1998; its
-    test part. Chapter 04 uses it as a second data set.
+    test part. Chapters 02 and 04 use it.
 
     >>> data = digits()
     >>> data.shape, len(data.x_train), len(data.x_test), data.classes
