@@ -1,5 +1,6 @@
 """The theorems of book/proofs.md: those that no other file tests, and that each names its tests."""
 
+import math
 import re
 
 import numpy as np
@@ -306,3 +307,21 @@ def test_decay_speeds_normalized_weights_up_by_the_formula(nesterov, weight_deca
     boost = (1 - mu + mu**2 if nesterov else 1.0) / (1 - mu) ** 2
     expected = 1 / (1 - lr * weight_decay * boost)
     assert speed(weight_decay) / speed(0.0) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("times", [0.9, 1.2, 3.0])
+def test_weights_beyond_the_limit_turn_by_themselves(nesterov, times):
+    """One tiny push, then no gradient at all."""
+    mu, lr = 0.9, 0.01
+    rule = nl.unit_norm(nl.nesterov(mu) if nesterov else nl.momentum(mu))
+    product = times * (1 - mu) ** 2 / (1 - mu + mu**2 if nesterov else 1.0)
+    x = mu * product / (1 - product) if nesterov else product
+    expected = math.acos((1 + mu**2 - x) / (2 * mu)) if times > 1 else 0.0
+    w, push = torch.tensor([[[1.0, 0.0]], [[0.0, 1e-6]]], dtype=torch.float64)
+    w, push = w[None], push[None]
+    state = rule.init(w)
+    for step in range(1, 3001):
+        old = w
+        w, state = rule.update(w, push * (step == 1), state, lr, product / lr, step)
+    assert float((w - old).norm()) == pytest.approx(2 * math.sin(expected / 2), abs=1e-6)

@@ -63,6 +63,20 @@ def _unit_norm(**changes: Any) -> Sweep:
     return _grid(unit_norm(nesterov(0.9)), **{"lr": lr, "weight_decay": weight_decay, **changes})
 
 
+def _near_limit(lr: float) -> Sweep:
+    """A row of λ around the limit where the momentum of normalized Nesterov reaches 1.
+
+    There ηλ = (1−μ)²/(1−μ+μ²). λ goes in steps of a factor 1.17, with the limit between two of
+    them. The rate is constant: if it fell, ηλ would fall below the limit in the end.
+    """
+    limit = 0.1**2 / (1 - 0.1 * 0.9)
+    steps = [k + 0.5 for k in range(-6, 6)]
+    weight_decay = [0.0, *(float(f"{limit * 1.17**step / lr:.4g}") for step in steps)]
+    return _unit_norm(
+        lr=lr, weight_decay=weight_decay, lr_other=0.05, schedule="constant", record_every=50
+    )
+
+
 def _reported(spec: Sweep, lr: float, weight_decay: float) -> Sweep:
     """One cell, with seeds that had no part in choosing it."""
     return spec.replace(lr=lr, weight_decay=weight_decay, seed=range(5, 45))
@@ -112,6 +126,13 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     # The normalized grid, the paper's way and with a learning rate of their own for the rest.
     "unit_norm": _unit_norm,
     "unit_norm_other": lambda: _unit_norm(lr_other=0.05),
+    # Two fine rows of it at a constant rate, around the λ where the momentum reaches 1; and
+    # without decay every rate that a faster training could be compared with.
+    "unit_norm_near_limit_small": lambda: _near_limit(0.01),
+    "unit_norm_near_limit_large": lambda: _near_limit(0.1),
+    "unit_norm_undecayed": lambda: _near_limit(0.1).replace(
+        lr=[0.01, 0.018, 0.03, 0.056, 0.1, 0.18, 0.3, 0.56, 1, 1.8, 3], weight_decay=0.0
+    ),
     # To choose the best cell by, on images held out: a plane of 56 cells that has its optimum
     # inside, and one line of the normalized grid.
     "nesterov_validation": lambda: _nesterov(
