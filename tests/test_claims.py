@@ -40,8 +40,8 @@ def test_every_claim_of_words_and_theory_has_a_live_check_of_its_own(id):
 def test_a_measurement_outside_its_band_changes_the_verdict(id):
     claim = BY_ID[id]
     before = claims.verdict(claim, FOUND)
-    assert before in (claims.HOLDS, claims.LIMITED, claims.DATED)
-    names = (*claim.supports, *claim.limits, *claim.since)
+    assert before in (claims.HOLDS, claims.LIMITED, claims.OF_TORCH)
+    names = (*claim.supports, *claim.limits, *claim.exceptions)
     for victim in claims.named(names, FOUND):
         moved = tampered(victim, values=victim["alternative_values"])
         assert claims.verdict(claim, moved) != before
@@ -77,8 +77,9 @@ def verdict(one=None, two=None, **names):
 def test_verdicts_follow_from_what_lies_in_its_band():
     assert verdict() == claims.LIMITED == "holds with a limit"
     assert verdict(two=BAD) == claims.HOLDS == "holds"
-    assert verdict(since=("A1.two",)) == claims.DATED == "was true in 2017"
-    assert verdict(since=("A1.*",), two=BAD) == claims.HOLDS
+    assert verdict(exceptions=("A1.two",)) == claims.OF_TORCH == "was true of torch in 2017"
+    assert verdict(exceptions=("A1.*",), two=BAD) == claims.HOLDS
+    assert verdict(exceptions=("A1.two",), one=BAD) == claims.FAILS
     assert verdict(supports=()) == claims.OPEN == "not tested yet"
 
 

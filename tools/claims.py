@@ -28,11 +28,11 @@ from normlib.notebook.numberline import number_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
-VERDICTS = HOLDS, LIMITED, FAILS, DATED, OPEN = (
+VERDICTS = HOLDS, LIMITED, FAILS, OF_TORCH, OPEN = (
     "holds",
     "holds with a limit",
     "fails as stated",
-    "was true in 2017",
+    "was true of torch in 2017",
     "not tested yet",
 )
 FORMULA = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
@@ -56,7 +56,7 @@ class Claim:
     supports: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
-    since: tuple[str, ...] = ()
+    exceptions: tuple[str, ...] = ()
 
 
 CLAIMS = tuple(
@@ -114,16 +114,16 @@ def named(names: tuple[str, ...], found: list[dict]) -> list[dict]:
 
 def verdict(claim: Claim, found: list[dict]) -> str:
     """What follows for a claim from the numbers in the records."""
-    support, limit, against, since = (
+    support, limit, against, exceptions = (
         [inside(record) for record in named(names, found)]
-        for names in (claim.supports, claim.limits, claim.against, claim.since)
+        for names in (claim.supports, claim.limits, claim.against, claim.exceptions)
     )
     if not support and not against:
         return OPEN
     if not all(support) or (against and all(against)):
         return FAILS
-    if since and all(since):
-        return DATED
+    if exceptions and all(exceptions):
+        return OF_TORCH
     return LIMITED if limit and all(limit) else HOLDS
 
 
