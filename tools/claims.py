@@ -12,6 +12,7 @@ from the records that `nl.check` left in the chapters' outputs.
 """
 
 import argparse
+import functools
 import re
 import sys
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ def verdict(claim: Claim, found: list[dict]) -> str:
     return LIMITED if limit and all(limit) else HOLDS
 
 
+@functools.cache
 def chapters(book: Path) -> list[dict]:
     """What the front page's map says of each chapter: from its first cell, and its seconds."""
     seconds = times()["seconds"]
