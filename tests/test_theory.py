@@ -94,6 +94,21 @@ def test_relaxation_time(rule, lr, weight_decay, tolerance):
     assert -1 / slope == pytest.approx(time, rel=tolerance)
 
 
+def test_the_buffer_delays_the_relaxation():
+    """Where the relaxation time is 4/(1−μ), the way back is (1 + (1−μ)t/2) e^(−(1−μ)t/2)."""
+    mu, time, lr = 0.9, 40, 0.1
+    rule, weight_decay = nl.momentum(mu), (1 - mu) / (4 * time * lr)
+    norm = rule.theory.equilibrium_norm(lr, weight_decay, gradient=2.0)
+    low, high = (
+        (simulate(rule, lr, weight_decay, 2 * time, 2.0, start=start * norm)[0] ** 4).mean(1)
+        for start in (0.95, 1.05)
+    )
+    left, t = (high - low) / (high[0] - low[0]), np.arange(2 * time)
+    delayed = (1 + (1 - mu) * t / 2) * np.exp(-(1 - mu) * t / 2)
+    assert np.abs(left - delayed).max() < 0.02
+    assert np.abs(left - np.exp(-t / time)).max() > 0.1
+
+
 def test_sgd_turns_by_an_exact_identity():
     """Σ log cos θ = T log(1 − ηλ) − log(r_T / r₀), whatever the gradients."""
     lr, weight_decay, steps = 0.3, 0.05, 500

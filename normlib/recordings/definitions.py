@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from normlib.data import Identity, digits, mnist1d
+import xarray as xr
+
+from normlib.data import Dataset, Identity, digits, mnist1d
 from normlib.networks import convnet
-from normlib.optimizers import Optimizer, adam, adamw, nesterov, unit_norm
+from normlib.optimizers import Optimizer, adam, adamw, momentum, nesterov, sgd, unit_norm
 from normlib.sweeps import Sweep
 
 # 1,000 images a class of a JPEG copy of CIFAR-10, and its whole test set. JPEG loses something:
@@ -100,6 +102,58 @@ def _first_steps(factor: float) -> Sweep:
     )  # fmt: skip
 
 
+def linear(step: int, steps: int) -> float:
+    """A learning rate that falls to 0 in a straight line.
+
+    >>> [linear(step, 4) for step in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return 1 - step / steps
+
+
+def _course(held: bool, lr: float | list[float], **changes: Any) -> Sweep:
+    """No decay; the norm is free to grow, or held at 1, where the effective rate is η.
+
+    γ, β and the head keep one constant rate: only that of the hidden weights differs.
+    """
+    optimizer = unit_norm(nesterov(0.9)) if held else nesterov(0.9)
+    own = {"lr_other": 0.05, "schedule": "constant", "schedule_other": "constant"}
+    return _grid(optimizer, lr=lr, weight_decay=0.0, **own | changes)
+
+
+def _falling(optimizer: Optimizer, weight_decay: float) -> Sweep:
+    """A tenth of the steps at a constant rate, then in a straight line to 0, with decay."""
+
+    def schedule(step: int, steps: int) -> float:
+        return min(1.0, (steps - step) / (0.9 * steps))
+
+    return _grid(
+        optimizer, lr=0.1, weight_decay=weight_decay, lr_other=0.03, schedule=schedule,
+        schedule_other="constant", epochs=100, record_every=10,
+    )  # fmt: skip
+
+
+def _pushed(
+    optimizer: Optimizer, weight_decay: float, norms: tuple[float, float, float], factor: float
+) -> Sweep:
+    """The layers' norms become `factor` times `norms` after 160 steps; until then all are one.
+
+    The relaxation time is 40 steps, and `norms` are about those that a network has by then.
+    """
+    layers = convnet(width=25, depth=3, norm="batch").layers
+    imposed = xr.DataArray(
+        [[factor * norm] for norm in norms], coords={"layer": list(layers), "step": [160]}
+    )
+    return _grid(
+        optimizer, lr=0.1, weight_decay=weight_decay, lr_other=0.03, schedule="constant",
+        imposed_norms=imposed, epochs=6, record_every=1, seed=range(10, 20),
+    )  # fmt: skip
+
+
+def _held_out() -> Dataset:
+    return mnist1d().held_out(800)
+
+
 def _cifar10(
     optimizer: Optimizer, lr: list[float], weight_decay: list[float], **changes: Any
 ) -> Sweep:
@@ -153,6 +207,30 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "first_tenth": lambda: _first_steps(0.1),
     "first_same": lambda: _first_steps(1.0),
     "first_tenfold": lambda: _first_steps(10.0),
+    # No decay: an effective rate that falls by itself, a constant one, and two schedules. To
+    # choose η by, on images held out; and what they chose, with other seeds and the test images.
+    "fall_free_validation": lambda: _course(False, [0.01, 0.03, 0.1, 0.3, 1, 3], data=_held_out()),
+    "fall_constant_validation": lambda: _course(
+        True, [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3], data=_held_out()
+    ),
+    "fall_linear_validation": lambda: _course(
+        True, [3e-3, 0.01, 0.03, 0.1, 0.3, 1], data=_held_out(), schedule=linear
+    ),
+    "fall_cosine_validation": lambda: _course(
+        True, [3e-3, 0.01, 0.03, 0.1, 0.3, 1], data=_held_out(), schedule="cosine"
+    ),
+    "fall_free_report": lambda: _course(False, 0.3, seed=range(5, 15)),
+    "fall_constant_report": lambda: _course(True, 0.03, seed=range(5, 15)),
+    "fall_linear_report": lambda: _course(True, 0.3, seed=range(5, 15), schedule=linear),
+    # The gradient's norm over the weights' while the rate falls, slowly; (1−μ)/(4ηλ) is 25 steps
+    # at first in both.
+    "falling_sgd": lambda: _falling(sgd(), 0.1),
+    "falling_momentum": lambda: _falling(momentum(0.9), 0.01),
+    # Norms pushed 20 % apart, to see how long the difference lasts; (1−μ)/(4ηλ) is 40 steps.
+    "longer_sgd": lambda: _pushed(sgd(), 0.0625, (1.3, 1.4, 1.35), 1.2**0.5),
+    "shorter_sgd": lambda: _pushed(sgd(), 0.0625, (1.3, 1.4, 1.35), 1.2**-0.5),
+    "longer_momentum": lambda: _pushed(momentum(0.9), 0.00625, (3.6, 4.4, 4.1), 1.2**0.5),
+    "shorter_momentum": lambda: _pushed(momentum(0.9), 0.00625, (3.6, 4.4, 4.1), 1.2**-0.5),
     # The three grids on CIFAR-10.
     "cifar10_nesterov": lambda: _cifar10(
         nesterov(0.9),
