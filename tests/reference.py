@@ -19,7 +19,14 @@ def train(net, data, wide, k, make_optimizer, weight_decay, decay, batches):
     named = dict(model.named_parameters())
     groups = []
     for p in wide.parameters.values():
-        decays = {"all": True, "weights": p.kind == "weight", "invariant": bool(p.invariant)}[decay]
+        members = {
+            "all": True,
+            "weights": p.kind == "weight",
+            "invariant": bool(p.invariant),
+            "hidden_pairs": p.name.startswith("norm") and p.name[4] < str(net.depth),
+            "last_pair": p.name.startswith(f"norm{net.depth}."),
+        }
+        decays = any(members[word] for word in decay.split("+"))
         groups.append({"params": [named[p.key]], "weight_decay": weight_decay if decays else 0.0})
     optimizer = make_optimizer(groups)
     model.train()

@@ -84,6 +84,13 @@ def test_six_wide_networks_equal_six_torch_trainings(monkeypatch, small, name, d
     assert_six_wide_networks_equal_six_torch_trainings(monkeypatch, small, net, name, decay)
 
 
+@pytest.mark.parametrize("decay", ["hidden_pairs", "last_pair", "invariant+last_pair"])
+@pytest.mark.parametrize("norm", ["batch", "weight"])
+def test_groups_that_decay_are_those_that_are_named(monkeypatch, small, norm, decay):
+    net = nl.convnet(width=8, depth=3, norm=norm)
+    assert_six_wide_networks_equal_six_torch_trainings(monkeypatch, small, net, "nesterov", decay)
+
+
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("norm", ["batch", "layer", "weight", "none"])
 @pytest.mark.parametrize("make", [nl.convnet, nl.mlp])

@@ -188,6 +188,10 @@ OTHER_LABELS = dict(
         (TypeError, "schedule", dict(schedule=lambda step, steps: None)),
         (TypeError, "schedule_other", dict(schedule_other=3)),
         (ValueError, "decay_on", dict(decay_on="gammas")),
+        (ValueError, "decay_on", dict(decay_on="weights+gammas")),
+        (ValueError, "decay_on", dict(decay_on="last_pair+last_pair")),
+        (ValueError, "decay_on", dict(decay_on="")),
+        (TypeError, "decay_on", dict(decay_on=["weights"])),
         (ValueError, "precision", dict(precision="float16")),
         (ValueError, "precision", dict(precision=torch.float16)),
         (TypeError, "precision", dict(precision=["float32"])),
@@ -237,9 +241,35 @@ def test_a_spec_is_frozen_and_can_be_replaced(data):
         spec.replace(epochs=0)
 
 
-def test_decaying_only_invariant_weights_where_there_are_none_is_refused(data):
-    with pytest.raises(ValueError, match='norm="none"'):
-        nl.sweep(nl.convnet(norm="none"), data, nl.sgd(), lr=0.1, weight_decay=0.1)
+@pytest.mark.parametrize(
+    ("net", "decay_on"),
+    [
+        (nl.convnet(norm="none"), "invariant"),
+        (nl.convnet(norm="none"), "invariant+hidden_pairs+last_pair"),
+        (nl.convnet(depth=1), "hidden_pairs"),
+    ],
+)
+def test_decaying_only_what_is_not_there_is_refused(data, net, decay_on):
+    with pytest.raises(ValueError, match="decays nothing"):
+        nl.sweep(net, data, nl.sgd(), lr=0.1, weight_decay=0.1, decay_on=decay_on)
+    nl.Sweep(net, data, nl.sgd(), lr=0.1, decay_on=decay_on)
+    nl.Sweep(net, data, nl.sgd(), lr=0.1, weight_decay=0.1, decay_on="weights+" + decay_on)
+
+
+def test_groups_that_decay_add_up(data):
+    """Everything is the weights, both kinds of pairs, and the head's bias."""
+    spec = nl.Sweep(nl.convnet(depth=3), data, nl.sgd(), lr=0.1)
+
+    def decayed(decay_on):
+        parameters = spec.net.parameters(data.shape, data.classes)
+        return {p.name for p in parameters if spec.replace(decay_on=decay_on).decays(p)}
+
+    hidden, last = decayed("hidden_pairs"), decayed("last_pair")
+    assert hidden == {f"norm{i}.{name}" for i in (1, 2) for name in ("weight", "bias")}
+    assert last == {"norm3.weight", "norm3.bias"}
+    assert decayed("weights+hidden_pairs") == decayed("weights") | hidden
+    assert decayed("all") == decayed("weights+hidden_pairs+last_pair") | {"head.bias"}
+    assert decayed("weights") == decayed("invariant") | {"head.weight"}
 
 
 @pytest.mark.parametrize(

@@ -84,22 +84,34 @@ def _reported(spec: Sweep, lr: float, weight_decay: float) -> Sweep:
     return spec.replace(lr=lr, weight_decay=weight_decay, seed=range(5, 45))
 
 
-def _both_decays(decay_on: str) -> Sweep:
+def _decay_on(decay_on: str, **changes: Any) -> Sweep:
     weight_decay = [1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1]
-    return _nesterov(lr=0.1, weight_decay=weight_decay, decay_on=decay_on, seed=range(10))
+    shared = {"lr": 0.1, "weight_decay": weight_decay, "seed": range(10), "decay_on": decay_on}
+    return _nesterov(**shared | changes)
 
 
-def _first_steps(factor: float) -> Sweep:
+def _again(decay_on: str) -> Sweep:
+    """The λ that one would use, with seeds that had no part in the question they answer."""
+    weight_decay = [1e-4, 1e-3, 3e-3, 0.01]
+    return _decay_on(decay_on, weight_decay=weight_decay, seed=range(10, 30), record_every=800)
+
+
+def _group(decay_on: str) -> Sweep:
+    """The λ at which decay on everything raised the training loss, and then the test error."""
+    weight_decay = [1e-3, 3e-3, 0.01, 0.03]
+    return _decay_on(decay_on, weight_decay=weight_decay, record_every=800)
+
+
+def _first_steps(factor: float, **changes: Any) -> Sweep:
     """The learning rate of the hidden weights multiplied in the first 100 steps."""
 
     def schedule(step: int, steps: int) -> float:
         return linear_end(step, steps) * (factor if step < 100 else 1.0)
 
     # Seeds 0 to 4 raised the questions that these answer.
-    return _nesterov(
-        lr=0.03, lr_other=0.05, weight_decay=[0, 0.01], seed=range(5, 25), schedule=schedule,
-        schedule_other=linear_end,
-    )  # fmt: skip
+    shared = {"lr": 0.03, "lr_other": 0.05, "weight_decay": [0, 0.01], "seed": range(5, 25)}
+    shared |= {"schedule": schedule, "schedule_other": linear_end}
+    return _nesterov(**shared | changes)
 
 
 def linear(step: int, steps: int) -> float:
@@ -201,8 +213,15 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "nesterov_line_report": lambda: _reported(_nesterov(), 0.3, 0.0),
     "unit_norm_report": lambda: _reported(_unit_norm(), 0.1, 0.0),
     # Decay on all weights, and on γ, β and the head's bias too.
-    "decay_weights": lambda: _both_decays("weights"),
-    "decay_all": lambda: _both_decays("all"),
+    "decay_weights": lambda: _decay_on("weights"),
+    "decay_all": lambda: _decay_on("all"),
+    "decay_weights_again": lambda: _again("weights"),
+    "decay_all_again": lambda: _again("all"),
+    # One group at a time: the head less, the hidden γ and β or the last ones more.
+    "decay_invariant": lambda: _group("invariant"),
+    "decay_invariant_hidden": lambda: _group("invariant+hidden_pairs"),
+    "decay_invariant_last": lambda: _group("invariant+last_pair"),
+    "decay_weights_last": lambda: _group("weights+last_pair"),
     # The first 100 steps with another learning rate.
     "first_tenth": lambda: _first_steps(0.1),
     "first_same": lambda: _first_steps(1.0),
@@ -231,6 +250,10 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "shorter_sgd": lambda: _pushed(sgd(), 0.0625, (1.3, 1.4, 1.35), 1.2**-0.5),
     "longer_momentum": lambda: _pushed(momentum(0.9), 0.00625, (3.6, 4.4, 4.1), 1.2**0.5),
     "shorter_momentum": lambda: _pushed(momentum(0.9), 0.00625, (3.6, 4.4, 4.1), 1.2**-0.5),
+    # The weights four times smaller or larger at the start, and the same start many times.
+    "start_quarter": lambda: _first_steps(1.0, init_scale=0.25),
+    "start_fourfold": lambda: _first_steps(1.0, init_scale=4.0),
+    "repeats": lambda: _first_steps(1.0, seed=range(25, 65), record_every=500),
     # The three grids on CIFAR-10.
     "cifar10_nesterov": lambda: _cifar10(
         nesterov(0.9),

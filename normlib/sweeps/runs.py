@@ -287,8 +287,9 @@ def sweep(
     augment : Augmentation or None
         Changes to every minibatch of training, e.g. ``nl.flip_and_shift()``; all networks of a
         seed see the same ones.
-    decay_on : {"invariant", "weights", "all"}
-        What decays: the scale-invariant weights, all weights (the head's too), or every parameter.
+    decay_on : {"invariant", "weights", "all", "hidden_pairs", "last_pair"}, or several with +
+        What decays: the scale-invariant weights, all weights (the head's too), every parameter, γ
+        and β of all hidden layers but the last, or those of the last; "weights+last_pair" is both.
     precision : {"float32", "float64", "bfloat16"}
         "bfloat16" runs the network in autocast and keeps the weights in float32.
     record_every : int

@@ -20,9 +20,9 @@ from attrs import field, frozen
 
 from normlib import files
 from normlib.data import Augmentation, Dataset, Identity
-from normlib.networks import Net
+from normlib.networks import Net, Parameter
 from normlib.optimizers import Optimizer, UnitNorm
-from normlib.validation import checked_whole, checked_word, kind, one_of, whole_number
+from normlib.validation import checked_kind, checked_whole, checked_word, kind, whole_number
 
 # Counts the changes to what is computed from the same arguments, rounding apart. Parts and
 # recordings say which version made them, and versions are never mixed.
@@ -33,7 +33,7 @@ Schedule = str | Callable[[int, int], float]
 Values = float | Sequence[float] | tuple[str, Sequence[float]] | np.ndarray | xr.DataArray
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-DECAY_ON = ("invariant", "weights", "all")
+DECAY_ON = ("invariant", "weights", "all", "hidden_pairs", "last_pair")
 SCHEDULES = ("constant", "step", "cosine")
 EARLY = (1, 10, 50)  # steps after which loss and norms are kept, to recognise the same training
 RESULTS = (
@@ -167,6 +167,13 @@ def _precision(_: Any, argument: "attrs.Attribute[Any]", value: Any) -> None:
     checked_word(argument.name, value, tuple(DTYPES))
 
 
+def _words(_: Any, argument: "attrs.Attribute[Any]", value: Any) -> None:
+    wanted = f"one of {', '.join(DECAY_ON)}, or several joined by +"
+    checked_kind(argument.name, value, str, wanted)
+    if not set(words := value.split("+")) <= set(DECAY_ON) or len(set(words)) < len(words):
+        raise ValueError(f"{argument.name} must be {wanted}; got {value!r}")
+
+
 @frozen(eq=False, slots=False, kw_only=True)
 class Spec:
     """What is trained; the fields are the arguments of `nl.sweep`, which describes them."""
@@ -192,7 +199,7 @@ class Spec:
         default=None,
         validator=kind((Augmentation, NoneType), "nl.flip_and_shift() or None"),
     )
-    decay_on: str = field(default="invariant", validator=one_of(*DECAY_ON))
+    decay_on: str = field(default="invariant", validator=_words)
     precision: str = field(default="float32", validator=_precision)
     record_every: int = field(default=10, validator=whole_number())
     chunk_size: int | None = field(
@@ -217,10 +224,11 @@ class Spec:
                    'only whole layers are scale-invariant: use per="layer"')
             )  # fmt: skip
         decayed = bool((self.grid["weight_decay"] > 0).any())
-        if self.decay_on == "invariant" and self.net.norm == "none" and decayed:
+        parameters = self.net.parameters(self.data.shape, self.data.classes)
+        if decayed and not any(self.decays(p) for p in parameters):
             raise ValueError(
-                'decay_on="invariant" decays nothing when norm="none": no weight is '
-                'scale-invariant; use decay_on="weights" or decay_on="all"'
+                f'decay_on="{self.decay_on}" decays nothing in {self.net}: it has no such '
+                'parameters; use decay_on="weights" or decay_on="all"'
             )
         _ = self.seeds, self.factors, self.norms_by_cell, self.place
 
@@ -229,6 +237,18 @@ class Spec:
         return attrs.evolve(self, **changes)
 
     # What follows from the arguments
+
+    def decays(self, parameter: Parameter) -> bool:
+        """Whether a parameter decays: it is in one of the groups that `decay_on` names."""
+        layer = parameter.name.partition(".")[0]
+        groups = {
+            "invariant": parameter.invariant is not None,
+            "weights": parameter.kind == "weight",
+            "all": True,
+            "hidden_pairs": layer in {f"norm{i}" for i in range(1, self.net.depth)},
+            "last_pair": layer == f"norm{self.net.depth}",
+        }
+        return any(groups[word] for word in self.decay_on.split("+"))
 
     @cached_property
     def grid(self) -> dict[str, xr.DataArray]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normlib.data import Dataset
-from normlib.networks import Parameter, Wide
+from normlib.networks import Wide
 from normlib.sweeps.spec import DTYPES, Arrays, Part, Spec
 
 FINAL = ("train_loss", "train_error", "test_loss", "test_error")
@@ -64,7 +64,7 @@ def train(
     for p in wide.parameters.values():
         optimizer = spec.optimizer if p.invariant else spec.optimizer.other
         wide.values[p.name].data = optimizer.start(wide.values[p.name].data)
-        moves.append((p.name, optimizer, bool(p.invariant), _decays(p, spec.decay_on)))
+        moves.append((p.name, optimizer, bool(p.invariant), spec.decays(p)))
     states = {name: optimizer.init(wide.values[name].data) for name, optimizer, _, _ in moves}
 
     imposed = _imposed_norms(spec, part)
@@ -126,12 +126,6 @@ def _imposed_norms(spec: Spec, part: Part) -> dict[int, dict[str, Tensor]]:
         int(step): {name: values[:, i, j].view(-1, 1, 1) for i, name in enumerate(names)}
         for j, step in enumerate(norms.step.values)
     }
-
-
-def _decays(p: Parameter, decay_on: str) -> bool:
-    if decay_on == "invariant":
-        return p.invariant is not None
-    return decay_on == "all" or p.kind == "weight"
 
 
 def _losses(logits: Tensor, y: Tensor) -> Tensor:
