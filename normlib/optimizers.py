@@ -159,7 +159,7 @@ def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
 
     Notes
     -----
-    Source: van Laarhoven 2017, section 5.5. Chapter 07.
+    Source: van Laarhoven 2017. Chapter 07.
 
     >>> unit_norm(sgd()).start(torch.tensor([[[3.0, 4.0]]]))
     tensor([[[0.6000, 0.8000]]])
