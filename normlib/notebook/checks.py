@@ -153,7 +153,7 @@ def _html(record: dict) -> str:
     return (
         f'<div class="nl-check"><p>✓ {html.escape(record["claim"])} <code>{record["id"]}</code></p>'
         f"<p>{line} ● <b>{_measured(prediction.describe(values))}</b> {_count(record)}; "
-        f"▒ predicted {prediction}; ○ not {rival}</p></div>"
+        f"▒ predicted {prediction}; ○ ruled out: {rival}</p></div>"
     )
 
 
