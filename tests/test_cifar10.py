@@ -26,7 +26,11 @@ def chapter(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(nl, "style", lambda: None)
-    monkeypatch.setattr(nl, "show_figure", lambda figure, alt: matplotlib.pyplot.close(figure))
+    close = matplotlib.pyplot.close
+    monkeypatch.setattr(nl, "show_figure", lambda figure, alt, caption="": close(figure))
+    monkeypatch.setattr(
+        nl, "scrubber", lambda values, draw, *rest, **words: [close(draw(v)) for v in values]
+    )
 
     def run(start=None, stop=None, **names):
         begun = start is None
@@ -75,7 +79,7 @@ def test_with_a_gpu_it_trains_keeps_and_goes_on(chapter, gpu, monkeypatch, tmp_p
 
     monkeypatch.setattr(training, "train", note)
     monkeypatch.setenv("NORMLIB_KEEP", str(tmp_path / "parts"))
-    stop = "nl.at_equilibrium(runs, optimizer)"
+    stop = "def usable"
     names, printed = chapter(stop=stop)
     assert names["GPU"]
     assert "hours; finished parts are kept in" in printed
@@ -94,10 +98,10 @@ def test_with_a_gpu_it_trains_keeps_and_goes_on(chapter, gpu, monkeypatch, tmp_p
 
 
 def test_with_a_gpu_every_check_is_live(chapter, gpu):
-    """The cells after the grids run on what the GPU trained."""
+    """The cells after the grids run on what the GPU trained; one rate is recorded only."""
     chapter(stop="log ratio of the angle per step")
     assert len(gpu) > 10
-    assert all(keywords["recorded"] is False for _, _, keywords in gpu)
+    assert all(keywords["recorded"] is ("one_rate" in id) for id, _, keywords in gpu)
 
 
 def test_with_a_gpu_but_no_network_it_shows_the_recordings(chapter, monkeypatch):
@@ -106,7 +110,7 @@ def test_with_a_gpu_but_no_network_it_shows_the_recordings(chapter, monkeypatch)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(nl, "cifar10", no_network)
-    names, printed = chapter(stop="figure, axes")
+    names, printed = chapter(stop="def draw")
     assert not names["GPU"]
     assert "no route to host" in printed
     assert "No CIFAR-10 images here" in printed
@@ -121,14 +125,14 @@ def test_make_gpu_fails_where_it_cannot_train(chapter, monkeypatch):
     monkeypatch.setattr(nl, "cifar10", no_network)
     monkeypatch.setenv("NORMLIB_SIZE", "gpu")
     with pytest.raises(RuntimeError, match="no route to host"):
-        chapter(stop="figure, axes")
+        chapter(stop="def draw")
 
 
 def test_the_small_size_can_be_asked_for_on_a_gpu(chapter, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(nl, "cifar10", lambda root: pytest.fail("a download was tried"))
     monkeypatch.setenv("NORMLIB_SIZE", "laptop")
-    names, _ = chapter(stop="figure, axes")
+    names, _ = chapter(stop="def draw")
     assert not names["GPU"]
 
 
