@@ -272,18 +272,11 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
         lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
         weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1],
     ),
-    # Two of them with one learning rate for every parameter, where cells reach equilibrium.
+    # The first with one learning rate for every parameter, where cells reach equilibrium.
     "one_rate_cifar10_nesterov": lambda: _cifar10(
         nesterov(0.9),
         lr=[0.01, 0.03, 0.1, 0.3, 1],
         weight_decay=[1e-3, 3e-3, 0.01, 0.03, 0.1],
-        lr_other=None,
-        seed=range(5),
-    ),
-    "one_rate_cifar10_adam": lambda: _cifar10(
-        adam(),
-        lr=[1e-3, 3e-3, 0.01, 0.03],
-        weight_decay=[3e-3, 0.01, 0.03, 0.1, 0.3],
         lr_other=None,
         seed=range(5),
     ),
