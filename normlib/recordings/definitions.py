@@ -272,6 +272,14 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
         lr=[1e-3, 3e-3, 0.01, 0.03, 0.1],
         weight_decay=[0, 1e-3, 0.01, 0.03, 0.1, 0.3, 1],
     ),
+    # The first with one learning rate for every parameter, where cells reach equilibrium.
+    "one_rate_cifar10_nesterov": lambda: _cifar10(
+        nesterov(0.9),
+        lr=[0.01, 0.03, 0.1, 0.3, 1],
+        weight_decay=[1e-3, 3e-3, 0.01, 0.03, 0.1],
+        lr_other=None,
+        seed=range(5),
+    ),
 }
 
 
