@@ -168,7 +168,11 @@ def pages(found: list[dict], book: Path = ROOT) -> dict[str, str]:
     environment.filters["formula"] = lambda text: re.sub(r"\$(.+?)\$", FORMULA, text)
     verdicts = {claim.id: verdict(claim, found) for claim in CLAIMS}
     counts = {name: list(verdicts.values()).count(name) for name in VERDICTS}
-    tally = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    tally = ", ".join(
+        f"{count} {name if count == 1 else name.replace('holds', 'hold')}"
+        for name, count in counts.items()
+        if count
+    )
     effects = {claim.id: named((claim.effect,), found)[0] for claim in CLAIMS}
     shared = {"claims": CLAIMS, "found": found, "verdicts": verdicts, "tally": tally}
     return {
