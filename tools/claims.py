@@ -36,7 +36,6 @@ VERDICTS = HOLDS, LIMITED, FAILS, OF_TORCH, OPEN = (
     "was true of torch in 2017",
     "not tested yet",
 )
-FORMULA = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
 MARKS = dict(zip(VERDICTS, "●◐○◷?", strict=True))
 
 
@@ -113,6 +112,12 @@ def named(names: tuple[str, ...], found: list[dict]) -> list[dict]:
     return [record for matches in chosen.values() for record in matches]
 
 
+def formula(text: str) -> str:
+    """Formulas between dollars as HTML; those of the claims need no more than indices."""
+    raised = re.sub(r"\^\{?([^{}()]+?)\}?(?=[}() ]|$)", r"<sup>\1</sup>", text.replace("$", ""))
+    return re.sub(r"_\{([^}]+)\}|_(\w)", r"<sub>\1\2</sub>", raised)
+
+
 def verdict(claim: Claim, found: list[dict]) -> str:
     """What follows for a claim from the numbers in the records."""
     support, limit, against, exceptions = (
@@ -165,7 +170,7 @@ def pages(found: list[dict], book: Path = ROOT) -> dict[str, str]:
     environment.filters["line"] = lambda record: number_line(
         Prediction.of(record), record["values"], record["alternative_values"]
     )
-    environment.filters["formula"] = lambda text: re.sub(r"\$(.+?)\$", FORMULA, text)
+    environment.filters["formula"] = formula
     verdicts = {claim.id: verdict(claim, found) for claim in CLAIMS}
     counts = {name: list(verdicts.values()).count(name) for name in VERDICTS}
     tally = ", ".join(
