@@ -114,8 +114,8 @@ def named(names: tuple[str, ...], found: list[dict]) -> list[dict]:
 
 def formula(text: str) -> str:
     """Formulas between dollars as HTML; those of the claims need no more than indices."""
-    raised = re.sub(r"\^\{?([^{}()]+?)\}?(?=[}() ]|$)", r"<sup>\1</sup>", text.replace("$", ""))
-    return re.sub(r"_\{([^}]+)\}|_(\w)", r"<sub>\1\2</sub>", raised)
+    raised = re.sub(r"\^\{(.+?)\}|\^(\w)", r"<sup>\1\2</sup>", text.replace("$", ""))
+    return re.sub(r"_\{(.+?)\}|_(\w)", r"<sub>\1\2</sub>", raised)
 
 
 def verdict(claim: Claim, found: list[dict]) -> str:
