@@ -34,7 +34,7 @@ VERDICTS = HOLDS, LIMITED, FAILS, OF_TORCH, OPEN = (
     "holds with a limit",
     "fails as stated",
     "was true of torch in 2017",
-    "not tested yet",
+    "not judged",
 )
 MARKS = dict(zip(VERDICTS, "●◐○◷?", strict=True))
 
@@ -128,9 +128,11 @@ def verdict(claim: Claim, found: list[dict]) -> str:
         return OPEN
     if not all(support) or (against and all(against)):
         return FAILS
-    if exceptions and all(exceptions):
+    if not all(limit + exceptions):  # a limit that was not found is no reason to say "holds"
+        return OPEN
+    if exceptions:
         return OF_TORCH
-    return LIMITED if limit and all(limit) else HOLDS
+    return LIMITED if limit else HOLDS
 
 
 @functools.cache
