@@ -1,0 +1,99 @@
+"""Numbers that prose states of measurements are those of the records."""
+
+import math
+import re
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tools import claims
+
+RECORDS = {record["id"]: record for record in claims.records()}
+CLAIMS = yaml.safe_load((ROOT / "book/claims.yml").read_text(encoding="utf-8"))
+
+
+def low(id):
+    return RECORDS[id]["low"]
+
+
+def high(id):
+    return RECORDS[id]["high"]
+
+
+def mean(id):
+    return RECORDS[id]["measured"]
+
+
+def ratio(function):
+    """Of what was measured as a logarithm."""
+    return lambda id: math.exp(function(id))
+
+
+# Where, the words with their numbers as groups, and what each number is: a function of a check.
+# A number agrees if the record, rounded to as many digits as are stated, is the same.
+STATED = [
+    ("D5", r"better by ([\d.]+) to ([\d.]+) points", [(high, "D5.no_worse"), (low, "D5.no_worse")]),
+    ("D7", r"cost ([\d.]+) to ([\d.]+)\. With decay",
+     [(low, "D7.start.error"), (high, "D7.start.error")]),
+    ("D7", r"\(([\d.]+) to ([\d.]+) times that with decay\)",
+     [(ratio(low), "D7.spread.seeds.not_double"), (ratio(high), "D7.spread.seeds.not_double")]),
+    ("D8", r"At λ = 0\.03 it rises by (\d+) to (\d+) points",
+     [(low, "D8.hurts"), (high, "D8.hurts")]),
+    ("F1", r"With one rate for all it is ([\d.]+) among", [(mean, "F1.kappa.one_rate.learned")]),
+    ("F2", r"lower by ([\d.]+), about", [(mean, "F2.kappa.contrast.all")]),
+    ("F3", r"rate (\d+) to (\d+) % before",
+     [(lambda id: 100 * (1 - high(id)), "F3.limit.large_lr"),
+      (lambda id: 100 * (1 - low(id)), "F3.limit.large_lr")]),
+    ("faq", r"At λ = 0\.03 it cost (\d+) to (\d+) points", [(low, "D8.hurts"), (high, "D8.hurts")]),
+    ("faq", r"wrong for (\d+) of 62 tensors", [(mean, "D9.rules.tensors")]),
+    ("practice", r"\(κ = ([\d.]+)\), and ends at a cliff", [(mean, "F1.kappa.one_rate.learned")]),
+    ("practice", r"lowers κ from ([\d.]+) to", [(mean, "F2.kappa.adam")]),
+    ("limits", r"among those that learned κ is ([\d.]+), nearly 1",
+     [(mean, "F1.kappa.one_rate.learned")]),
+]  # fmt: skip
+# Words for numbers, and what must be true of the records for them.
+MEANT = [
+    ("D7", "cost one to two points", lambda: 1 < low("D7.too_large") < high("D7.too_large") < 2),
+    ("D7", "leave half the effective rate", lambda: 0.4 < ratio(mean)("D7.rate.lasts") < 0.6),
+    ("D8", "loss doubles", lambda: 1.8 < ratio(mean)("D8.training_loss") < 2.3),
+    ("A4", "by less than 7 %", lambda: max(-low("A4.angle.log.adam"), -low("A4.angle.log.layer"))
+     < -math.log(1 - 0.07)),
+    ("F3", "within 4 % of the limit", lambda: low("F3.limit.small_lr") > 0.96),
+    ("faq", "these hold a thousandth", lambda: 0.05 < high("D9.rules.resnet18") < 0.15),
+    ("faq", "half of what the matrices hold", lambda: 45 < mean("D9.rules.transformer") < 55),
+    ("faq", "the same within one point",
+     lambda: max(abs(low("D8.test_error")), abs(high("D8.test_error"))) < 1),
+    ("practice", "for a thousandth of its numbers", lambda: high("D9.rules.resnet18") < 0.15),
+    ("practice", "no decay at all cost about two", lambda: 1.5 < mean("D8.rules.decay") < 2.5),
+]  # fmt: skip
+
+
+def text(where):
+    """Of a page, or of a claim's reasons, with single spaces."""
+    found = CLAIMS[where]["why"] if where in CLAIMS else (ROOT / f"book/{where}.md").read_text(
+        encoding="utf-8"
+    )  # fmt: skip
+    return re.sub(r"\s+", " ", found)
+
+
+@pytest.mark.parametrize(("where", "words", "numbers"), STATED, ids=lambda v: str(v)[:30])
+def test_a_number_in_words_is_the_records(where, words, numbers):
+    stated = re.search(words, text(where))
+    assert stated, "the sentence is gone: change or remove its row"
+    for said, (function, id) in zip(stated.groups(), numbers, strict=True):
+        digits = len(said.partition(".")[2])
+        assert round(abs(function(id)), digits) == float(said), id
+
+
+@pytest.mark.parametrize(("where", "words", "holds"), MEANT, ids=lambda v: str(v)[:30])
+def test_what_words_say_of_a_number_is_true(where, words, holds):
+    assert words in text(where), "the sentence is gone: change or remove its row"
+    assert holds()
+
+
+def test_a_number_that_is_not_the_records_is_seen():
+    where, words, numbers = STATED[0]
+    assert round(abs(numbers[0][0](numbers[0][1])) + 0.01, 2) != float(
+        re.search(words, text(where))[1]
+    )
