@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import CHAPTERS, ROOT, read
 from tools import claims
 
 RECORDS = {record["id"]: record for record in claims.records()}
@@ -23,6 +23,13 @@ def high(id):
 
 def mean(id):
     return RECORDS[id]["measured"]
+
+
+def family(start):
+    """All records whose id starts so."""
+    found = [record for id, record in RECORDS.items() if id.startswith(start)]
+    assert found
+    return found
 
 
 def ratio(function):
@@ -51,6 +58,25 @@ STATED = [
     ("practice", r"lowers κ from ([\d.]+) to", [(mean, "F2.kappa.adam")]),
     ("limits", r"among those that learned κ is ([\d.]+), nearly 1",
      [(mean, "F1.kappa.one_rate.learned")]),
+    ("04", r"With one rate κ is ([\d.]+), with an interval from ([\d.]+) to ([\d.]+)\.",
+     [(mean, "F1.kappa.one_rate.learned"), (low, "F1.kappa.one_rate.learned"),
+      (high, "F1.kappa.one_rate.learned")]),
+    ("05", r"from κ = ([\d.]+) to ([\d.]+)\.",
+     [(mean, "F1.kappa.own_rate.learned"), (mean, "F1.kappa.one_rate.learned")]),
+    ("07", r"Per channel the angle grows by about ([\d.]+) %",
+     [(lambda id: 100 * (ratio(mean)(id) - 1), "A4.angle.log.channel")]),
+    ("07", r"In Adam it \*falls\*, by about (\d+) %",
+     [(lambda id: 100 * (ratio(mean)(id) - 1), "A4.angle.log.adam")]),
+    ("08", r"depend on the first steps, and costs ([\d.]+) to ([\d.]+) points",
+     [(low, "D7.too_large"), (high, "D7.too_large")]),
+    ("08", r"At λ = 0\.03 it costs (\d+) to (\d+) points", [(low, "D8.hurts"), (high, "D8.hurts")]),
+    ("08", r"cost (\d+) to (\d+) points beside the others, and (\d+) to (\d+) on their own",
+     [(low, "D8.hurts.hidden"), (high, "D8.hurts.hidden"),
+      (low, "D8.hurts.hidden.alone"), (high, "D8.hurts.hidden.alone")]),
+    ("08", r"four times as large cost ([\d.]+) to ([\d.]+) points",
+     [(low, "D7.start.error"), (high, "D7.start.error")]),
+    ("08", r"is lower by a factor of about (\d+)",
+     [(lambda id: math.exp(-mean(id)), "D7.start.rate")]),
 ]  # fmt: skip
 # Words for numbers, and what must be true of the records for them.
 MEANT = [
@@ -64,16 +90,35 @@ MEANT = [
     ("faq", "half of what the matrices hold", lambda: 45 < mean("D9.rules.transformer") < 55),
     ("faq", "the same within one point",
      lambda: max(abs(low("D8.test_error")), abs(high("D8.test_error"))) < 1),
+    ("03", "with momentum, to 3 %", lambda: 0.97 < low("A2.angle.momentum")
+     <= high("A2.angle.momentum") < 1.03),
+    ("04", "the power is ¼ to within 0.01", lambda: all(
+        abs(r["measured"] - 0.25) < 0.01 for r in family("T4.units.norm."))),
+    ("05", "agrees with it to 5 % in every layer", lambda: all(
+        0.95 < r["low"] <= r["high"] < 1.05 for r in family("T5.correlation."))),
+    ("05", "accounts for the angle to 3 %", lambda: all(
+        0.97 < r["low"] <= r["high"] < 1.03 for r in family("T5.network.angle."))),
+    ("08", "change it by less than a fifth",
+     lambda: high("D8.training_loss.hidden") < math.log(1.2)),
+    ("08", "within 5 % of what it would have been",
+     lambda: RECORDS["D7.rate.lasts"]["alternative_high"] < 0.05),
+    ("09", "a thousandth of ResNet-18's entries", lambda: high("D9.rules.resnet18") < 0.15),
+    ("10", "What can be said is κ = 1 to about a tenth",
+     lambda: 0.9 < low("F1.cifar10.kappa") <= high("F1.cifar10.kappa") < 1.1),
     ("practice", "for a thousandth of its numbers", lambda: high("D9.rules.resnet18") < 0.15),
     ("practice", "no decay at all cost about two", lambda: 1.5 < mean("D8.rules.decay") < 2.5),
 ]  # fmt: skip
 
 
 def text(where):
-    """Of a page, or of a claim's reasons, with single spaces."""
-    found = CLAIMS[where]["why"] if where in CLAIMS else (ROOT / f"book/{where}.md").read_text(
-        encoding="utf-8"
-    )  # fmt: skip
+    """Of a page, a chapter or a claim's reasons, with single spaces."""
+    if where in CLAIMS:
+        found = CLAIMS[where]["why"]
+    elif where.isdigit():
+        cells = read(CHAPTERS[int(where)]).cells
+        found = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    else:
+        found = (ROOT / f"book/{where}.md").read_text(encoding="utf-8")
     return re.sub(r"\s+", " ", found)
 
 
