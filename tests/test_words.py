@@ -122,7 +122,11 @@ def text(where):
     return re.sub(r"\s+", " ", found)
 
 
-@pytest.mark.parametrize(("where", "words", "numbers"), STATED, ids=lambda v: str(v)[:30])
+def named(rows):
+    return [pytest.param(*row, id=f"{row[0]}-{i}") for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(("where", "words", "numbers"), named(STATED))
 def test_a_number_in_words_is_the_records(where, words, numbers):
     stated = re.search(words, text(where))
     assert stated, "the sentence is gone: change or remove its row"
@@ -131,7 +135,7 @@ def test_a_number_in_words_is_the_records(where, words, numbers):
         assert round(abs(function(id)), digits) == float(said), id
 
 
-@pytest.mark.parametrize(("where", "words", "holds"), MEANT, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(("where", "words", "holds"), named(MEANT))
 def test_what_words_say_of_a_number_is_true(where, words, holds):
     assert words in text(where), "the sentence is gone: change or remove its row"
     assert holds()
