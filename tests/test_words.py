@@ -122,6 +122,38 @@ def text(where):
     return re.sub(r"\s+", " ", found)
 
 
+# The same for numbers that the page itself prints: the words, and where the print has them.
+PRINTED = [
+    ("04", r"it falls to ([\d.]+)\.", r"one rate, cells of the cliff: [\d.]+ to ([\d.]+)"),
+    ("04", r"Over all that arrived it is about ([\d.]+):", r"cells of the cliff: ([\d.]+) to"),
+    ("04", r"come from the (\d+) cells above 10 %", r"(\d+) cells above 10 % carry 0\.6[5-9]"),
+    ("05", r"to a κ of about ([\d.]+) instead", r"Adam \+ L2, one rate learned \d+ ([\d.]+)"),
+    ("07", r"jumps from (\d+) % to (\d+) %",
+     r"η = 0\.01, %(?: [\d.]+){6} ([\d.]+) ([\d.]+)"),
+    ("10", r"There κ is about ([\d.]+) with", r"rows up to η = 0\.1, degree 2: κ = ([\d.]+)"),
+]  # fmt: skip
+
+
+def printed(chapter):
+    """All text of a chapter's outputs, tables included, with single spaces."""
+    found = []
+    for cell in read(CHAPTERS[int(chapter)]).cells:
+        for output in cell.get("outputs", []):
+            page = output.get("data", {}).get("text/html", "")
+            if "picture" not in page:
+                found.append(output.get("text", "") + re.sub(r"<[^>]+>", " ", page))
+    return re.sub(r"\s+", " ", " ".join(found))
+
+
+@pytest.mark.parametrize(("chapter", "words", "pattern"), PRINTED)
+def test_a_number_in_words_is_the_printed_one(chapter, words, pattern):
+    stated, shown = re.search(words, text(chapter)), re.search(pattern, printed(chapter))
+    assert stated
+    assert shown
+    for said, number in zip(stated.groups(), shown.groups(), strict=True):
+        assert round(float(number), len(said.partition(".")[2])) == float(said)
+
+
 def named(rows):
     return [pytest.param(*row, id=f"{row[0]}-{i}") for i, row in enumerate(rows)]
 

@@ -79,11 +79,12 @@ def test_page_is_clean_accessible_and_fits(visit, name, width, theme):
 
 @pytest.mark.parametrize("javascript", [True, False])
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, site, name, javascript):
-    if 'class="nl-pick"' not in (HTML / f"{name}.html").read_text(encoding="utf-8"):
-        return  # nothing to choose
+def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, name, javascript):
+    """Every chapter has one; chosen by mouse or by arrow keys."""
     page = visit(name, javascript=javascript)
-    for scrubber in page.locator("form.nl-pick").all():
+    scrubbers = page.locator("form.nl-pick").all()
+    assert scrubbers
+    for scrubber in scrubbers:
         radios, frames = scrubber.get_by_role("radio").all(), scrubber.locator("img")
         assert len(radios) == frames.count() >= 2
         for i, radio in enumerate(radios):
@@ -91,6 +92,11 @@ def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, site, n
             shown = [frame.is_visible() for frame in frames.all()]
             assert shown == [k == i for k in range(len(radios))]
             assert frames.nth(i).get_attribute("alt")
+        radios[0].check()
+        radios[0].focus()
+        page.keyboard.press("ArrowRight")
+        assert radios[1].is_checked()
+        assert frames.nth(1).is_visible()
 
 
 # What a reader of a chapter must be able to do and see; one visit a chapter answers it all.
@@ -105,28 +111,24 @@ HEIGHTS = """() => {
 }"""
 
 
+def lines_in_words(page):
+    """Every number line has a text that says the same."""
+    lines = page.evaluate("""() => [...document.querySelectorAll("svg.nl-line")].map(
+      (svg) => svg.getAttribute("role") + " " + svg.querySelector("title").textContent)""")
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"img predicted .+; measured .+; alternative .+", line)
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_chapter_is_more_to_read_than_code(visit, name):
-    """And no open line of code is cut off at the right."""
+    """No open line of code is cut off at the right, and number lines say what they show."""
     page = visit(name)
     found = page.evaluate(HEIGHTS)
     assert found["open"] <= found["all"] / 4
     assert found["cut"] == []
     assert (HTML / f"{name}.html").stat().st_size <= 1.5e6
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_chapter_has_a_scrubber_that_moves_by_arrow_keys(visit, name):
-    page = visit(name)
-    scrubbers = page.locator("form.nl-pick").all()
-    assert scrubbers
-    for scrubber in scrubbers:
-        radios = scrubber.get_by_role("radio")
-        radios.nth(0).check()
-        radios.nth(0).focus()
-        page.keyboard.press("ArrowRight")
-        assert radios.nth(1).is_checked()
-        assert scrubber.locator("img").nth(1).is_visible()
+    lines_in_words(page)
 
 
 SOURCES = """() => [...document.querySelectorAll("article .cell_output img")].map((img) => {
@@ -148,16 +150,6 @@ def test_figures_are_dark_on_dark_pages_and_light_in_print(visit, name):
     assert "light" in page.evaluate(SOURCES)
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, "book/claims"])
-def test_every_number_line_says_in_words_what_it_shows(visit, name):
-    lines = visit(name).locator("svg.nl-line")
-    assert lines.count()
-    for line in lines.all():
-        assert line.get_attribute("role") == "img"
-        words = line.locator("title").text_content()
-        assert re.fullmatch(r"predicted .+; measured .+; alternative .+", words)
-
-
 def test_links_of_the_claims_page_lead_to_sections(site):
     text = (HTML / "book/claims.html").read_text(encoding="utf-8")
     links = re.findall(r'href="((?:\.\./notebooks/|checks)[^"#]*)#([^"]+)"', text)
@@ -170,6 +162,7 @@ def test_links_of_the_claims_page_lead_to_sections(site):
 def test_the_claims_page_is_read_in_a_minute(visit):
     """The table ends within a screen and a half and a bit, in fewer than a thousand words."""
     page = visit("book/claims")
+    lines_in_words(page)
     table = page.locator("table.nl-claims")
     assert table.locator("tbody tr").count() == 23
     box = table.bounding_box()
