@@ -5,7 +5,6 @@
 # make notebooks   run every chapter in place, and write the claims page
 # make claims write the pages that follow from the chapters' outputs: verdicts, checks, map
 # make times  measure how long each chapter computes, for the front page
-# make pdf    the whole book as one PDF, printed by the browser
 # make bench  measure the speed, and write book/performance.md (about ten minutes)
 # make gpu    run every chapter on a CUDA device, chapter 10 at full size (not yet run by anyone)
 # make clean  remove what was built; the environment stays
@@ -19,7 +18,7 @@ READY := $(VENV)/.ready
 # Chapters, tests and pages side by side.
 JOBS ?= 2
 
-.PHONY: book html serve test notebooks claims times pdf lint unit nbval pages bench gpu clean env
+.PHONY: book html serve test notebooks claims times lint unit nbval pages bench gpu clean env
 .DEFAULT_GOAL := book
 .NOTPARALLEL:
 
@@ -62,10 +61,6 @@ times: $(READY)
 	@env -u NORMLIB_CIFAR10 NORMLIB_SIZE=laptop \
 	  $(BIN)/python tools/notebooks.py --into _build/times --times book/times.yml
 	@$(BIN)/python tools/claims.py
-
-pdf: $(READY)
-	@$(BIN)/jupyter-book build . --builder singlehtml --path-output _build/one -q
-	@$(BIN)/python tools/pdf.py _build/one/_build/singlehtml _build/book.pdf
 
 test: lint unit nbval pages
 
