@@ -1,5 +1,6 @@
 """Numbers that prose states of measurements are those of the records."""
 
+import functools
 import math
 import re
 
@@ -110,6 +111,7 @@ MEANT = [
 ]  # fmt: skip
 
 
+@functools.cache
 def text(where):
     """Of a page, a chapter or a claim's reasons, with single spaces."""
     if where in CLAIMS:
@@ -134,6 +136,7 @@ PRINTED = [
 ]  # fmt: skip
 
 
+@functools.cache
 def printed(chapter):
     """All text of a chapter's outputs, tables included, with single spaces."""
     found = []

@@ -150,7 +150,7 @@ def chapters(book: Path) -> list[dict]:
                 r"\*You need:\* (.+?)\.(?: |$)",
             )
         )
-        needs = needs.replace("](", "](../notebooks/") if "](" in needs else needs
+        needs = needs.replace("](", "](../notebooks/")
         about = {"title": title, "question": question, "needs": needs}
         found.append({"name": path.stem, "seconds": seconds.get(path.stem, "?"), **about})
     return found
