@@ -71,7 +71,8 @@ class Tradeoff:
         xarray.DataArray
             One value a seed. A fit that predicts worse than the mean has a negative one.
         """
-        values = [_r2(cells, math.atan(kappa), self._degree) for cells in self._cells]
+        direction = np.array([math.atan(kappa)])
+        values = [_r2(cells, direction, self._degree)[0] for cells in self._cells]
         return self.r2.copy(data=np.reshape(values, self.r2.shape))
 
 
@@ -245,29 +246,32 @@ def _best(cells: Cells, degree: int) -> tuple[float, float]:
     from scipy.optimize import minimize_scalar  # slow to import, and few need it
 
     coarse, apart = np.linspace(-math.pi / 2, math.pi / 2, 361, retstep=True)
-    values = [_r2(cells, direction, degree) for direction in coarse]
+    values = _r2(cells, coarse, degree)
     start = coarse[int(np.argmax(values))]
     finer = minimize_scalar(
-        lambda direction: -_r2(cells, direction, degree),
+        lambda direction: -_r2(cells, np.array([direction]), degree)[0],
         bounds=(start - apart, start + apart),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return max((start, max(values)), (float(finer.x), -float(finer.fun)), key=lambda pair: pair[1])
+    found = (float(start), float(values.max())), (float(finer.x), -float(finer.fun))
+    return max(found, key=lambda pair: pair[1])
 
 
-def _r2(cells: Cells, direction: float, degree: int) -> float:
+def _r2(cells: Cells, directions: np.ndarray, degree: int) -> np.ndarray:
     """Leave-one-out R² of a polynomial in x cos + y sin; one solution of the normal equations."""
     x, y, z = cells
-    along = x * math.cos(direction) + y * math.sin(direction)
-    spread = np.ptp(along)
-    if spread == 0:
-        return -math.inf
-    design = np.polynomial.chebyshev.chebvander(2 * (along - along.min()) / spread - 1, degree)
+    along = np.outer(np.cos(directions), x) + np.outer(np.sin(directions), y)
+    spread = np.ptp(along, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # 0/0 where all cells are one in a direction
+        place = 2 * (along - along.min(1, keepdims=True)) / spread - 1
+    design = np.polynomial.chebyshev.chebvander(np.nan_to_num(place), degree)
     q, r = np.linalg.qr(design)
-    if np.abs(np.diag(r)).min() < 1e-9:
+    for i in np.flatnonzero(np.abs(np.diagonal(r, axis1=1, axis2=2)).min(1) < 1e-9):
         # too few different values in this direction for the degree: use as many as there are
-        q, r = np.linalg.qr(design[:, : len(np.unique(along.round(9)))])
-    residual = (z - q @ (q.T @ z)) / (1 - (q**2).sum(1)).clip(1e-12)
+        count = len(np.unique(along[i].round(9)))
+        q[i, :, :count], q[i, :, count:] = np.linalg.qr(design[i, :, :count])[0], 0
+    fitted = (q @ (q.transpose(0, 2, 1) @ z)[..., None])[..., 0]
+    residual = (z - fitted) / (1 - (q**2).sum(2)).clip(1e-12)
     from_mean = (z - z.mean()) * len(z) / (len(z) - 1)
-    return float(1 - (residual**2).sum() / (from_mean**2).sum())
+    return np.where(spread[:, 0] > 0, 1 - (residual**2).sum(1) / (from_mean**2).sum(), -math.inf)
