@@ -76,8 +76,13 @@ def test_a_measurement_outside_its_band_changes_the_verdict(id):
     "field", ["id", "claim", "values", "count", "expected", "tolerance", "alternative_values"]
 )
 def test_a_value_changed_by_hand_changes_the_page_or_a_verdict(field):
-    """Of a check that has them all on the page: one of several seeds."""
-    victim = next(r for r in FOUND if r["count"] > 1 and not r["each"] and r["expected"])
+    """Of a check that has them all on the page: one of several seeds, which no claim names."""
+    names = {name for claim in claims.CLAIMS for name in (*claim.supports, *claim.limits)}
+    victim = next(
+        r
+        for r in FOUND
+        if r["count"] > 1 and not r["each"] and r["expected"] and r["id"] not in names
+    )
     old = victim[field]
     if isinstance(old, list):
         new = [value * 1.1 + 1 for value in old]

@@ -4,9 +4,11 @@ import functools
 import math
 import re
 
+import numpy as np
 import pytest
 import yaml
 
+import normlib as nl
 from tests.conftest import CHAPTERS, ROOT, read
 from tools import claims
 
@@ -38,6 +40,40 @@ def ratio(function):
     return lambda id: math.exp(function(id))
 
 
+def within(share, start, around=1):
+    """Whether all records whose id starts so are as near to a number as this share."""
+    return all(
+        abs(r[end] - around) <= share * around for r in family(start) for end in ("low", "high")
+    )
+
+
+def shown(chapter, pattern):
+    """Numbers that a page prints or writes into the text of a figure."""
+    found = re.search(pattern, printed(chapter))
+    assert found, pattern
+    return [float(number) for number in " ".join(found.groups()).split()]
+
+
+def errors(name, lr):
+    """Test error of one row of a recorded grid, in percent, mean of seeds."""
+    return 100 * nl.recorded(name).runs.test_error.sel(lr=lr).mean("seed")
+
+
+def dead(name, lr):
+    """For each λ of a row of a recorded grid, how many of its networks are dead."""
+    recording = nl.recorded(name)
+    return nl.dead(recording.runs, recording.spec.data).sel(lr=lr).sum("seed")
+
+
+def along_the_diagonal():
+    """Norms that the second layer's weights have on a diagonal of chapter 04, step 1,000."""
+    runs = nl.recorded("nesterov_other").runs.sel(layer="conv2", step=1000).mean("seed")
+    return np.array([
+        float(runs.weight_norm.sel(lr=lr, weight_decay=decay))
+        for lr, decay in ((0.01, 0.03), (0.1, 3e-3), (1, 3e-4))
+    ])  # fmt: skip
+
+
 # Where, the words with their numbers as groups, and what each number is: a function of a check.
 # A number agrees if the record, rounded to as many digits as are stated, is the same.
 STATED = [
@@ -60,6 +96,9 @@ STATED = [
     ("limits", r"among those that learned κ is ([\d.]+), nearly 1",
      [(mean, "F1.kappa.one_rate.learned")]),
     ("04", r"With one rate κ is ([\d.]+), with an interval from ([\d.]+) to ([\d.]+)\.",
+     [(mean, "F1.kappa.one_rate.learned"), (low, "F1.kappa.one_rate.learned"),
+      (high, "F1.kappa.one_rate.learned")]),
+    ("04", r"bent a little: κ = ([\d.]+) \(([\d.]+) to ([\d.]+)\)",
      [(mean, "F1.kappa.one_rate.learned"), (low, "F1.kappa.one_rate.learned"),
       (high, "F1.kappa.one_rate.learned")]),
     ("05", r"from κ = ([\d.]+) to ([\d.]+)\.",
@@ -91,8 +130,77 @@ MEANT = [
     ("faq", "half of what the matrices hold", lambda: 45 < mean("D9.rules.transformer") < 55),
     ("faq", "the same within one point",
      lambda: max(abs(low("D8.test_error")), abs(high("D8.test_error"))) < 1),
-    ("03", "with momentum, to 3 %", lambda: 0.97 < low("A2.angle.momentum")
-     <= high("A2.angle.momentum") < 1.03),
+    ("00", "(The factor is 100 in the first step;", lambda: within(0.01, "T3.first_step", 100)),
+    ("00", "Of the factor 16 between the starts a few percent are left with decay.",
+     lambda: 1 < low("D2.start_forgotten") < high("D2.start_forgotten") < 1.1),
+    ("00", "the error changes by less than a factor of two; along the top row or the right column "
+     "it changes more than sixfold.", lambda: (
+         lambda diagonals, row, column: diagonals < 2 < 6 < min(row, column))(*shown(
+             "00", r"at most ([\d.]+) times the smallest, along the top row ([\d.]+) times, "
+                   r"along the right column ([\d.]+) times"))),
+    ("01", "the growth is the same, within that factor",
+     lambda: -math.log(2) < low("D6.same_speed") < high("D6.same_speed") < math.log(2)),
+    ("02", "*is* the network with it, to rounding",
+     lambda: max(r["high"] for r in family("A1.schedule.exact.")) < 1e-12),
+    ("02", "Seed by seed the same error",
+     lambda: set(RECORDS["A1.directions.test_error"]["values"]) == {0.0}),
+    ("02", "With batch norm the loss is even a little lower at λ = 0.1.",
+     lambda: high("A1.attainable") < 0),
+    ("02", "With batch norm it costs none.", lambda: high("A1.attainable") < 1),
+    ("03", "It settles within a percent of the formula", lambda: within(0.01, "T4.random.")),
+    ("03", "about ten times the norm",
+     lambda: 9 < 10 ** (4 * low("T4.exponent")) < 10 ** (4 * high("T4.exponent")) < 11),
+    ("03", "with momentum, to 3 %, in every layer", lambda: within(0.03, "A2.angle.momentum")),
+    ("03", "With momentum the angle follows ηλ to 3 % in every layer.",
+     lambda: within(0.03, "A2.angle.momentum")),
+    ("03", "the balance is right to a few percent",
+     lambda: within(0.05, "T4.correlation") and within(0.055, "A2.angle.nesterov")),
+    ("03", "Nesterov's angle comes out a little too large for that",
+     lambda: low("A2.angle.nesterov") > 1),
+    ("03", "the formula for independent gradients gives, 1.12",
+     lambda: round(RECORDS["A2.angle.nesterov"]["alternative"], 2) == 1.12),
+    ("03", "the band excludes twice the time, and the intervals of forty seeds say more.",
+     lambda: {r["count"] for r in family("T4.relaxation.")} == {40}),
+    ("03", "That of SGD holds 1; but", lambda:
+     low("T4.relaxation.sgd") < 1 < high("T4.relaxation.sgd")),
+    ("03", "the course is not quite an exponential, faster at first and slower later.", lambda: (
+        lambda early, formula, late, end: early < formula and late > end)(*shown(
+            "03", r"after ten steps ([\d.]+) are left and not ([\d.]+), in the end "
+                  r"([\d.]+) and not ([\d.]+)\."))),
+    ("03", "That of momentum does not hold 1: it holds 1.09,",
+     lambda: 1 < low("T4.relaxation.momentum") < 1.09 < high("T4.relaxation.momentum")),
+    ("03", "A quarter at once, and a half in the end",
+     lambda: 0.2 < shown("03", r"falls at once to ([\d.]+) of")[0] < 0.3
+     and 0.45 < mean("A2.step_down.in_the_end") < 0.55),
+    ("03", "until the rate is about a fifth of the first. Then both turn down", lambda: all(
+        min(row[:5]) > 0.8 > row[6] for row in (shown("03", r"SGD ((?:[\d.]+ ){10})momentum"),
+                                               shown("03", r"momentum ((?:[\d.]+ ?){10})")))),
+    ("03", "With momentum the ratio is at first somewhat above", lambda: all(
+        1.05 < value < 1.25 for value in shown("03", r"momentum ((?:[\d.]+ ){3})"))),
+    ("03", "its value there, the fifth in the printed row, is well below 1",
+     lambda: shown("03", r"momentum ((?:[\d.]+ ){5})")[4] < 0.9),
+    ("04", "for η alone and λ alone it is below 0", lambda: max(
+        shown("04", r"own rate, learned ((?:-?[\d.]+ ){6})")[4:]) < 0),
+    ("04", "come to rest a factor of about 3 apart",
+     lambda: (abs(np.diff(np.log(along_the_diagonal())) - math.log(3)) < 0.1).all()),
+    ("04", "On the row η = 3 networks die at every λ, also without decay.",
+     lambda: (dead("nesterov", 3) > 0).all()),
+    ("04", "On the row η = 1 they die from λ = 0.001 on, and what survives is bad.", lambda: (
+        ((dead("nesterov", 1) > 0) == (dead("nesterov", 1).weight_decay >= 1e-3)).all()
+        and errors("nesterov", 1).where(dead("nesterov", 1) > 0).min() > 50)),
+    ("04", "The row η = 3 and most of the row η = 1 are hatched: dead.", lambda: (
+        (dead("nesterov", 3) > 2.5).all() and (dead("nesterov", 1) > 2.5).mean() > 0.5)),
+    ("04", "With a rate of their own none is dead.", lambda: not any(
+        dead("nesterov_other", lr).any() for lr in nl.recorded("nesterov_other").runs.lr)),
+    ("04", "both together save four of five",
+     lambda: shown("04", r"γ and β slowed down (\d) of 5 is dead") == [1]),
+    ("04", "the interval with rates of their own holds 0.9 as well", lambda: np.ptp(np.sign(
+        np.array(shown("04", r"own rate, learned in both grids, degree 4: [\d.]+ "
+                             r"\(([\d.]+) to ([\d.]+)\)")) - 0.9)) == 2),
+    ("04", "On the digits the interval of κ holds 1, but also 1.3.",
+     lambda: low("F1.kappa.digits.not_root") < 1 < 1.3 < high("F1.kappa.digits.not_root")),
+    ("04", "(about a point in the cell η = 0.1, λ = 0 of section 3)", lambda: (
+        0.5 < errors("nesterov_other", 0.1)[0] - errors("nesterov_other", 0.1).min() < 1.5)),
     ("04", "the power is ¼ to within 0.01", lambda: all(
         abs(r["measured"] - 0.25) < 0.01 for r in family("T4.units.norm."))),
     ("05", "agrees with it to 5 % in every layer", lambda: all(
@@ -111,14 +219,31 @@ MEANT = [
 ]  # fmt: skip
 
 
+def outputs(chapter):
+    return [o for cell in read(CHAPTERS[int(chapter)]).cells for o in cell.get("outputs", [])]
+
+
+def pictured(output):
+    """The text and the caption of a figure."""
+    data = output.get("data", {})
+    if not data.get("text/plain", "").startswith("Figure: "):
+        return []
+    return [
+        data["text/plain"],
+        *re.findall(r"<figcaption>(.*?)</figcaption>", data.get("text/html", ""), re.S),
+    ]
+
+
 @functools.cache
 def text(where):
-    """Of a page, a chapter or a claim's reasons, with single spaces."""
+    """Of a page, a chapter with its figures or a claim's reasons, with single spaces."""
     if where in CLAIMS:
         found = CLAIMS[where]["why"]
     elif where.isdigit():
         cells = read(CHAPTERS[int(where)]).cells
-        found = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+        figures = [words for output in outputs(where) for words in pictured(output)]
+        found = " ".join(prose + figures)
     else:
         found = (ROOT / f"book/{where}.md").read_text(encoding="utf-8")
     return re.sub(r"\s+", " ", found)
@@ -126,6 +251,8 @@ def text(where):
 
 # The same for numbers that the page itself prints: the words, and where the print has them.
 PRINTED = [
+    ("04", r"is left out κ lies between ([\d.]+) and ([\d.]+)\.",
+     r"one rate, without the cliff: ([\d.]+) to ([\d.]+)"),
     ("04", r"it falls to ([\d.]+)\.", r"one rate, cells of the cliff: [\d.]+ to ([\d.]+)"),
     ("04", r"Over all that arrived it is about ([\d.]+):", r"cells of the cliff: ([\d.]+) to"),
     ("04", r"come from the (\d+) cells above 10 %", r"(\d+) cells above 10 % carry 0\.6[5-9]"),
@@ -138,13 +265,13 @@ PRINTED = [
 
 @functools.cache
 def printed(chapter):
-    """All text of a chapter's outputs, tables included, with single spaces."""
+    """All text of a chapter's outputs, tables and figures included, with single spaces."""
     found = []
-    for cell in read(CHAPTERS[int(chapter)]).cells:
-        for output in cell.get("outputs", []):
-            page = output.get("data", {}).get("text/html", "")
-            if "picture" not in page:
-                found.append(output.get("text", "") + re.sub(r"<[^>]+>", " ", page))
+    for output in outputs(chapter):
+        page = output.get("data", {}).get("text/html", "")
+        if "picture" not in page:
+            found.append(output.get("text", "") + re.sub(r"<[^>]+>", " ", page))
+        found += pictured(output)[:1]
     return re.sub(r"\s+", " ", " ".join(found))
 
 
