@@ -1,6 +1,5 @@
 """The book's figures: their style, their text, maps of grids. Knows pictures and xarray."""
 
-import base64
 import html
 from typing import Any
 
@@ -61,7 +60,7 @@ def show_figure(figure: Figure, alt: str, caption: str = "") -> None:
     bundle = {
         "text/plain": f"Figure: {alt}",
         "text/html": f'<figure class="nl-figure">{twins.html(alt)}{below}</figure>',
-        "image/png": base64.b64encode(twins.light).decode(),  # where HTML is not shown
+        "image/png": twins.light,  # where HTML is not shown
     }
     about = {"alt": alt, "width": twins.width}
     show(bundle, unreadable=twins.unreadable, **{"image/png": about})

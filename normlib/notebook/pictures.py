@@ -33,16 +33,16 @@ class Twins:
 
     Attributes
     ----------
-    light, dark : bytes
-        The same for the same figure.
+    light, dark : str
+        In base64; the same for the same figure.
     width : int
         In CSS pixels.
     unreadable : list of str
         What of its text is too small on a phone, or too pale.
     """
 
-    light: bytes
-    dark: bytes
+    light: str
+    dark: str
     width: int
     unreadable: list[str]
 
@@ -60,13 +60,11 @@ class Twins:
 
     def html(self, alt: str) -> str:
         """One element: browsers show the dark one where the reader's system is dark."""
-        dark, light = (
-            "data:image/png;base64," + base64.b64encode(png).decode()
-            for png in (self.dark, self.light)
-        )
+        png = "data:image/png;base64,"
         return (
-            f'<picture><source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img src="{light}" alt="{html.escape(alt)}" width="{self.width}"></picture>'
+            '<picture><source media="screen and (prefers-color-scheme: dark)" '
+            f'srcset="{png}{self.dark}"><img src="{png}{self.light}" '
+            f'alt="{html.escape(alt)}" width="{self.width}"></picture>'
         )
 
 
@@ -163,10 +161,10 @@ def _turn(artist: Artist) -> None:
             artist.set_edgecolor(edges)
 
 
-def _png(figure: Figure, colours: int) -> bytes:
+def _png(figure: Figure, colours: int) -> str:
     raw = io.BytesIO()
     figure.savefig(raw, format="png", dpi=DPI, metadata={"Software": None})
     image = Image.open(raw).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
     small = io.BytesIO()
     image.save(small, format="png", optimize=True)
-    return small.getvalue()
+    return base64.b64encode(small.getvalue()).decode()
