@@ -2,17 +2,11 @@
 
 import re
 
+import nl_symbols as symbols
 import pytest
 
 from tests.conftest import CHAPTERS, ROOT, read
 
-# What formulas are made of beside symbols.
-WORDS = """
-frac tfrac sqrt log sum prod cdot cdots dots ldots quad qquad langle rangle lVert rVert le ge ll gg
-to infty approx propto perp ne pm mp times left right big Big bigg tan cos sin max min exp nabla
-partial in equiv leftarrow rightarrow mapsto sim pi top mid circ not over underbrace lvert rvert neq
-iff implies bar tilde hat dot odot mathbb
-"""
 PAGE = (ROOT / "book/notation.md").read_text(encoding="utf-8")
 TABLE = PAGE[PAGE.index("## Symbols") : PAGE.index("## Which λ?")]
 
@@ -24,26 +18,13 @@ def formulas(text):
     return [one or other for one, other in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", text, re.S)]
 
 
-def symbols(formula):
-    """Letters and names of letters, with a hat or a dot if they wear one."""
-    formula = re.sub(r"\\(?:text|operatorname|mathrm|begin|end)\*?\{[^}]*\}", "", formula)
-    found = re.findall(r"\\(?:hat|dot)\s*\{?\s*\\?[A-Za-z]+\}?|\\[A-Za-z]+|[A-Za-z]", formula)
-    return {re.sub(r"[{}\s]", "", s.replace(r"\hat", r"\hat ")) for s in found} - {
-        f"\\{word}" for word in WORDS.split()
-    }
+def used(text):
+    """The letters of a text's formulas, and its Greek ones outside."""
+    inside = [pair for formula in formulas(text) for pair in symbols.letters(formula)]
+    return inside + symbols.greek(re.sub(r"`[^`\n]*`", "", text))
 
 
-def greek(text):
-    """Greek letters of a text, with what stands above them; Δ, Π and Σ are operators."""
-    text = re.sub(r"`[^`\n]*`", "", text)
-    return set(re.findall(r"[α-ωϕϵ][\u0300-\u036f]*|[A-Z][\u0300-\u036f]+", text)) - {"π"}
-
-
-KNOWN = {symbol for formula in formulas(TABLE) for symbol in symbols(formula)}
-GREEK = r"""
-\alpha \beta \gamma \delta \varepsilon \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \phi \chi
-"""
-NAMES = dict(zip("αβγδεηθκλμνξρσφχ", GREEK.split(), strict=True))
+KNOWN = {name for formula in formulas(TABLE) for _, name in symbols.letters(formula)}
 
 
 def markdown(path):
@@ -58,10 +39,7 @@ TEXTS = {path.stem: markdown(path) for path in CHAPTERS} | {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_symbol_is_on_the_notation_page(name):
-    found = {symbol for formula in formulas(TEXTS[name]) for symbol in symbols(formula)}
-    assert found - KNOWN == set()
-    letters = {NAMES.get(letter, letter) for letter in greek(TEXTS[name])}
-    assert letters - KNOWN == set()
+    assert {name for _, name in used(TEXTS[name])} - KNOWN == set()
 
 
 def test_no_symbol_is_on_the_page_twice():
@@ -80,5 +58,12 @@ def test_no_symbol_is_on_the_page_twice():
     [(r"a rate $\zeta$", {r"\zeta"}), (r"$\dot\eta = 1$", {r"\dot\eta"}), ("a ζ in words", {"ζ"})],
 )
 def test_an_unknown_symbol_is_seen(text, missing):
-    found = {symbol for formula in formulas(text) for symbol in symbols(formula)}
-    assert (found | {NAMES.get(letter, letter) for letter in greek(text)}) - KNOWN == missing
+    assert {name for _, name in used(text)} - KNOWN == missing
+
+
+def test_the_fullest_name_finds_the_meaning():
+    """A letter with an index finds the row of that index, else its own, else any index's."""
+    where = symbols.index([[r"\eta", r"\eta_t"], [r"\eta_\text{eff}"], ["c_k"], [r"\hat w = w/r"]])
+    expected = {r"\eta_0": [0], r"\eta_\text{eff}": [1], "c_2": [2], r"\hat w_t": [3], "w": []}
+    assert {text: symbols.rows(symbols.letters(text), where) for text in expected} == expected
+    assert symbols.rows(symbols.greek("η and ζ"), where) == [0]

@@ -63,13 +63,13 @@ def scrubber(
     show({"text/html": page, "text/plain": f"Scrubber: {name}"}, unreadable=unreadable)
 
 
-def _scrubber_css(count: int) -> str:
+def _scrubber_css(count: int, frame: str = "picture") -> str:
     chosen = ",".join(
-        f".nl-pick:has(label:nth-of-type({k}) input:checked) picture:nth-of-type({k})"
+        f".nl-pick:has(label:nth-of-type({k}) input:checked) {frame}:nth-of-type({k})"
         for k in range(1, count + 1)
     )
     return (
-        "@supports selector(:has(*)){.nl-pick picture{display:none}" + chosen + "{display:block}}"
+        f"@supports selector(:has(*)){{.nl-pick {frame}{{display:none}}{chosen}{{display:block}}}}"
         ".nl-pick figure{margin:0}"
         ".nl-pick fieldset{border:0;margin:0;padding:0;min-width:0;display:flex;flex-wrap:wrap;"
         "gap:.25em 1em}.nl-pick legend{float:left;padding:0;width:auto;font-size:1em;"

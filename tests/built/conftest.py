@@ -77,8 +77,9 @@ def visit(browser, site):
                 "request",
                 lambda r: r.url.startswith((site, "data:", "blob:")) or problems.append(r.url),
             )
-            page.goto(f"{site}/{name}.html", wait_until="networkidle")
+            page.goto(f"{site}/{name}.html")
             if javascript:
+                page.evaluate("window.MathJax?.startup.promise")
                 page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
             return page
 

@@ -55,9 +55,13 @@ def test_no_style_sheet_loads_from_elsewhere(site):
         assert not found, sheet
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", PAGES)
+# Every page light on a desk and dark on a phone; one page of each kind the other way round too.
+KINDS = ("book/intro", "book/claims", "book/proofs", "book/api_model", NOTEBOOKS[3])
+VIEWS = [(name, *view) for name in PAGES for view in ((1280, "light"), (390, "dark"))]
+VIEWS += [(name, *view) for name in KINDS for view in ((1280, "dark"), (390, "light"))]
+
+
+@pytest.mark.parametrize(("name", "width", "theme"), VIEWS)
 def test_page_is_clean_accessible_and_fits(visit, name, width, theme):
     page = visit(name, width, theme)
     page.evaluate("Promise.all(document.getAnimations().map(a => a.finished))")
@@ -77,21 +81,18 @@ def test_page_is_clean_accessible_and_fits(visit, name, width, theme):
     assert not page.problems
 
 
-@pytest.mark.parametrize("javascript", [True, False])
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, name, javascript):
+def scrubbers_show_the_chosen_frame(page):
     """Every chapter has one; chosen by mouse or by arrow keys."""
-    page = visit(name, javascript=javascript)
     scrubbers = page.locator("form.nl-pick").all()
     assert scrubbers
     for scrubber in scrubbers:
-        radios, frames = scrubber.get_by_role("radio").all(), scrubber.locator("img")
+        radios, frames = scrubber.get_by_role("radio").all(), scrubber.locator("img, svg")
         assert len(radios) == frames.count() >= 2
         for i, radio in enumerate(radios):
             radio.check()
             shown = [frame.is_visible() for frame in frames.all()]
             assert shown == [k == i for k in range(len(radios))]
-            assert frames.nth(i).get_attribute("alt")
+            assert frames.nth(i).get_attribute("alt") or frames.nth(i).locator("title").count()
         radios[0].check()
         radios[0].focus()
         page.keyboard.press("ArrowRight")
@@ -99,7 +100,12 @@ def test_scrubber_shows_the_chosen_frame_with_and_without_scripts(visit, name, j
         assert frames.nth(1).is_visible()
 
 
-# What a reader of a chapter must be able to do and see; one visit a chapter answers it all.
+@pytest.mark.parametrize("name", [TOC["root"], *NOTEBOOKS])
+def test_scrubbers_work_without_scripts(visit, name):
+    scrubbers_show_the_chosen_frame(visit(name, javascript=False))
+
+
+# Heights on a page: all, code that is open, and code that is cut off.
 HEIGHTS = """() => {
   const height = (list) => [...list].reduce((sum, e) => sum + e.getBoundingClientRect().height, 0);
   const code = [...document.querySelectorAll("div.cell_input")].filter(
@@ -120,15 +126,11 @@ def lines_in_words(page):
         assert re.fullmatch(r"img predicted .+; measured .+; alternative .+", line)
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_chapter_is_more_to_read_than_code(visit, name):
-    """No open line of code is cut off at the right, and number lines say what they show."""
-    page = visit(name)
+def more_to_read_than_code(page):
+    """And no open line of code is cut off at the right."""
     found = page.evaluate(HEIGHTS)
     assert found["open"] <= found["all"] / 4
     assert found["cut"] == []
-    assert (HTML / f"{name}.html").stat().st_size <= 1.5e6
-    lines_in_words(page)
 
 
 SOURCES = """() => [...document.querySelectorAll("article .cell_output img")].map((img) => {
@@ -138,9 +140,7 @@ SOURCES = """() => [...document.querySelectorAll("article .cell_output img")].ma
 })"""
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_figures_are_dark_on_dark_pages_and_light_in_print(visit, name):
-    page = visit(name, theme="dark")
+def figures_are_dark_on_dark_pages_and_light_in_print(page):
     assert set(page.evaluate(SOURCES)) <= {"dark", "hidden"}
     page.evaluate("document.documentElement.dataset.theme = 'light'")  # as the theme's button does
     page.wait_for_function(f"!({SOURCES})().includes('dark')")
@@ -148,6 +148,35 @@ def test_figures_are_dark_on_dark_pages_and_light_in_print(visit, name):
     page.emulate_media(media="print")
     page.wait_for_function(f"!({SOURCES})().includes('dark')")
     assert "light" in page.evaluate(SOURCES)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_chapter_can_be_read_and_used(visit, name):
+    assert (HTML / f"{name}.html").stat().st_size <= 1.5e6
+    page = visit(name, theme="dark")
+    more_to_read_than_code(page)
+    lines_in_words(page)
+    scrubbers_show_the_chosen_frame(page)
+    figures_are_dark_on_dark_pages_and_light_in_print(page)
+
+
+def test_symbols_of_a_formula_are_explained_beside_it(visit):
+    """By pointer and by keyboard, until Escape; and without scripts in the fold."""
+    page = visit(NOTEBOOKS[3], 390)
+    note = page.locator("#nl-note")
+    formula = page.locator("article .math", has=page.locator("mjx-container[display='true']")).first
+    for reach in (formula.hover, formula.locator("mjx-container").focus):
+        reach()
+        note.get_by_text("effective learning rate").wait_for()
+        box = note.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        page.keyboard.press("Escape")
+        assert not note.is_visible()
+        page.mouse.move(0, 0)
+    page = visit(NOTEBOOKS[3], javascript=False)
+    page.get_by_text("Symbols on this page").click()
+    assert page.locator(".nl-symbols li", has_text="effective learning rate").is_visible()
 
 
 def test_links_of_the_claims_page_lead_to_sections(site):
