@@ -1,5 +1,6 @@
 # make book   run every chapter and build the pages from what was computed
 # make html   build the pages from the committed outputs, in seconds
+# make pdf    print the built pages into one file, _build/normlib.pdf; needs chromium
 # make serve  show the built pages at http://127.0.0.1:8000
 # make test   everything that CI checks
 # make notebooks   run every chapter in place, and write the claims page
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 # Chapters, tests and pages side by side.
 JOBS ?= 2
 
-.PHONY: book html serve test notebooks claims times lint unit nbval pages bench gpu clean env
+.PHONY: book html pdf serve test notebooks claims times lint unit nbval pages bench gpu clean env
 .DEFAULT_GOAL := book
 .NOTPARALLEL:
 
@@ -46,6 +47,10 @@ book: $(READY)
 html: $(READY)
 	@$(BIN)/jupyter-book build . -q
 	@echo "open $(CURDIR)/_build/html/index.html, or run: make serve"
+
+pdf: html
+	@$(BIN)/python -m tools.pdf
+	@echo "open $(CURDIR)/_build/normlib.pdf"
 
 serve: html
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000

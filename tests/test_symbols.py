@@ -33,7 +33,7 @@ def markdown(path):
 
 TEXTS = {path.stem: markdown(path) for path in CHAPTERS} | {
     name: (ROOT / f"book/{name}.md").read_text(encoding="utf-8")
-    for name in ("proofs", "practice", "faq", "limits", "intro", "own_rule", "exercises")
+    for name in ("proofs", "practice", "faq", "limits", "intro", "own_rule", "exercises", "summary")
 }
 
 

@@ -4,7 +4,9 @@ The formulas hold for small lr × weight_decay: Lion's norm, for one, is 4 % off
 at 3e-4. Averages (β₂) that reach over a good part of the relaxation slow it by as much.
 """
 
+import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 import normlib as nl
 from normlib import theory
+from tests.conftest import ROOT
 
 SIZE = 64
 
@@ -155,3 +158,49 @@ def test_ridges():
         "sgd": 1, "adam": 0.5, "adamw": 1, "lion": 1, "rmsprop": 0.5, "adagrad": 0.5,
         "adadelta": 0, "unit_norm": 0,
     }  # fmt: skip
+
+
+def evaluated(formula, **values):
+    """A formula in TeX without fractions, as a number."""
+    text = re.sub(r"\\sqrt\{(.*?)\}", r" sqrt(\1)", formula)
+    text = re.sub(r"\^(\{.*?\}|\d)", lambda m: f"**({m[1].strip('{}')})", text)
+    tokens = re.findall(r"sqrt|r_\*|\\[a-z]+|[A-Za-z]|\d+|\*\*|[-+/()]", text)
+    assert "".join(tokens) == text.replace(" ", ""), formula
+    source = ""
+    for before, token in itertools.pairwise(["", *tokens]):
+        factor = re.match(r"[\w\\(]", token) and re.search(r"[\w)*]$", before)
+        if factor and before not in ("sqrt", "**"):
+            source += "*"  # factors stand side by side
+        source += f"values[{token!r}]" if re.match(r"(?!sqrt)[A-Za-z\\]", token) else token
+    return eval(source, {"sqrt": math.sqrt, "values": values})
+
+
+MU, BETA = 0.9, 0.8
+RULES = {
+    "SGD, momentum": theory.sgd(MU),
+    "Nesterov": theory.sgd(MU, nesterov=True),
+    "Adam with L2": theory.adam((BETA, 0.999)),
+    "AdamW": theory.adamw((BETA, 0.999)),
+}
+ROWS = re.findall(
+    r"^\| ([^|]+?) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$",
+    (ROOT / "book/summary.md").read_text(encoding="utf-8").split("|---|---|---|---|")[1],
+    re.M,
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_the_summary_has_the_formulas(row):
+    rule = next(rule for name, rule in RULES.items() if row[0].startswith(name))
+    state = {"lr": 3e-3, "weight_decay": 2e-3, "gradient": 0.7, "size": 64}
+    values = {
+        r"\eta": 3e-3, r"\lambda": 2e-3, "G": 0.7, "d": 64, r"\mu": MU,
+        "s": math.sqrt((1 - BETA) / (1 + BETA)), "r_*": rule.equilibrium_norm(**state),
+    }  # fmt: skip
+    quantities = (rule.angle, rule.equilibrium_norm, rule.relaxation_time)
+    for cell, quantity in zip(row[1:], quantities, strict=True):
+        if cell == "as momentum":
+            assert row[0] == "Nesterov"
+            cell = ROWS[0][1 + quantities.index(quantity)]
+        assert evaluated(cell.strip("$"), **values) == pytest.approx(quantity(**state), rel=1e-4)
+    assert len(ROWS) == len(RULES)

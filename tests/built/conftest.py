@@ -1,58 +1,29 @@
 """The built pages, served on this machine, and a browser that reaches nothing else."""
 
 import contextlib
-import functools
-import http.server
-import os
-import shutil
-import threading
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from tests.conftest import ROOT, skip_unless_ci
+from tools.browser import installed, launch, serve
 
 HTML = ROOT / "_build" / "html"
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope="session")
 def site():
     if not (HTML / "index.html").exists():
         skip_unless_ci("the pages are not built: run make html")
-    handler = functools.partial(_Quiet, directory=HTML)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(HTML) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
 def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if path is None:
+    if (path := installed()) is None:
         skip_unless_ci("no browser: install chromium, or set CHROMIUM to its path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-            ],
-        )
+    with launch(path) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

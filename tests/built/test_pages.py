@@ -4,15 +4,14 @@ import html.parser
 import re
 
 import pytest
-import yaml
 from axe_playwright_python.sync_playwright import Axe
+from pypdf import PdfReader
 
-from tests.conftest import ROOT
+from tools import pdf
 
 from .conftest import HTML
 
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
+PAGES = pdf.contents()
 NOTEBOOKS = [page for page in PAGES if page.startswith("notebooks/")]
 
 # docutils' markup of the bibliography, which we do not write.
@@ -100,7 +99,7 @@ def scrubbers_show_the_chosen_frame(page):
         assert frames.nth(1).is_visible()
 
 
-@pytest.mark.parametrize("name", [TOC["root"], *NOTEBOOKS])
+@pytest.mark.parametrize("name", [PAGES[0], *NOTEBOOKS])
 def test_scrubbers_work_without_scripts(visit, name):
     scrubbers_show_the_chosen_frame(visit(name, javascript=False))
 
@@ -167,7 +166,7 @@ def test_symbols_of_a_formula_are_explained_beside_it(visit):
     formula = page.locator("article .math", has=page.locator("mjx-container[display='true']")).first
     for reach in (formula.hover, formula.locator("mjx-container").focus):
         reach()
-        note.get_by_text("effective learning rate").wait_for()
+        note.get_by_text("angle that").wait_for()  # θ
         box = note.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
@@ -198,6 +197,16 @@ def test_the_claims_page_is_read_in_a_minute(visit):
     assert box["y"] + box["height"] < 1.6 * 900
     words = re.findall(r"[^\W\d_]{2,}", page.locator("article").first.inner_text())
     assert len(words) < 1000
+
+
+def test_the_book_is_printed_and_the_summary_on_one_page(browser, site, tmp_path):
+    pdf.book(browser, site, ["book/summary", "book/faq"]).write(tmp_path / "book.pdf")
+    printed = PdfReader(tmp_path / "book.pdf")
+    first, second = printed.outline
+    assert first.title == "The book on one page"
+    assert printed.get_destination_page_number(second) == 1
+    assert "was true of torch in 2017" in printed.pages[0].extract_text()
+    assert second.title in printed.pages[1].extract_text()
 
 
 def test_search_finds_the_effective_learning_rate(visit):
