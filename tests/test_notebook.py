@@ -19,6 +19,7 @@ from normlib.notebook import CheckError, Prediction
 from normlib.notebook.figures import COLOURS
 from normlib.notebook.numberline import number_line
 from normlib.notebook.pictures import GROUND, contrast, night
+from normlib.notebook.scrubbers import _scrubber_css
 from tests.conftest import ROOT
 
 
@@ -230,6 +231,11 @@ def draw(value):
     figure, axes = plt.subplots(figsize=(2, 1))
     axes.plot([0, value])
     return figure
+
+
+def test_the_front_picture_has_the_style_of_a_scrubber():
+    page = (ROOT / "book/_static/front.html").read_text(encoding="utf-8")
+    assert page.startswith(f"<style>{_scrubber_css(page.count('<svg'), 'svg')}</style>")
 
 
 def test_a_scrubber_is_the_same_bytes_twice_and_shows_one_frame(shown):
