@@ -50,7 +50,8 @@ def test_page_exists_without_errors_and_loads_nothing_from_elsewhere(site, name)
 
 def test_no_style_sheet_loads_from_elsewhere(site):
     for sheet in HTML.rglob("*.css"):
-        found = re.findall(r"url\(\s*['\"]?(?:https?:)?//[^)]*", sheet.read_text(encoding="utf-8"))
+        text = sheet.read_text(encoding="utf-8")
+        found = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)]*", text)
         assert not found, sheet
 
 
