@@ -63,7 +63,10 @@ def settled(values):
 def test_equilibrium_norm_and_angle(rule, lr, weight_decay, gradient, tolerance):
     known = {"gradient": gradient, "size": SIZE}
     expected = rule.theory.equilibrium_norm(lr, weight_decay, **known)
-    norms, angles = simulate(rule, lr, weight_decay, 12000, gradient, start=expected)
+    # Two relaxation times and more until all is settled, as long again, and 96,000 steps in all.
+    steps = max(3000, round(4.4 * rule.theory.relaxation_time(lr, weight_decay, **known)))
+    chains = round(96_000 / steps)
+    norms, angles = simulate(rule, lr, weight_decay, steps, gradient, chains, start=expected)
     assert settled(norms).mean() == pytest.approx(expected, rel=tolerance)
     angle = rule.theory.angle(lr, weight_decay, **known)
     assert math.sqrt((settled(angles) ** 2).mean()) == pytest.approx(angle, rel=tolerance)

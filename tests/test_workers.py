@@ -37,10 +37,9 @@ def same_bits(one, other):
         np.testing.assert_array_equal(one[name].values, other[name].values, err_msg=name)
 
 
-@pytest.mark.parametrize("n_jobs", [2, 3])
-def test_results_do_not_depend_on_the_number_of_workers(spec, alone, n_jobs, tmp_path):
-    same_bits(spec.run(n_jobs=n_jobs), alone)
-    same_bits(spec.run(tmp_path, n_jobs=n_jobs), alone)
+def test_results_do_not_depend_on_the_number_of_workers(spec, alone, tmp_path):
+    same_bits(spec.run(n_jobs=3), alone)
+    same_bits(spec.run(tmp_path, n_jobs=2), alone)
     assert len(list(tmp_path.glob("*.npz"))) == 6
 
 
