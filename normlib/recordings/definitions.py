@@ -111,7 +111,7 @@ def _first_steps(factor: float, **changes: Any) -> Sweep:
     # Seeds 0 to 4 raised the questions that these answer.
     shared = {"lr": 0.03, "lr_other": 0.05, "weight_decay": [0, 0.01], "seed": range(5, 25)}
     shared |= {"schedule": schedule, "schedule_other": linear_end}
-    return _nesterov(**shared | changes)
+    return _grid(**{"optimizer": nesterov(0.9)} | shared | changes)
 
 
 def linear(step: int, steps: int) -> float:
@@ -226,6 +226,8 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "first_tenth": lambda: _first_steps(0.1),
     "first_same": lambda: _first_steps(1.0),
     "first_tenfold": lambda: _first_steps(10.0),
+    "first_same_unit_norm": lambda: _first_steps(1.0, optimizer=unit_norm(nesterov(0.9))),
+    "first_tenfold_unit_norm": lambda: _first_steps(10.0, optimizer=unit_norm(nesterov(0.9))),
     # No decay: an effective rate that falls by itself, a constant one, and two schedules. To
     # choose η by, on images held out; and what they chose, with other seeds and the test images.
     "fall_free_validation": lambda: _course(False, [0.01, 0.03, 0.1, 0.3, 1, 3], data=_held_out()),
