@@ -114,6 +114,9 @@ def _first_steps(factor: float, **changes: Any) -> Sweep:
     return _grid(**{"optimizer": nesterov(0.9)} | shared | changes)
 
 
+ON_THE_CIRCLE: dict[str, Any] = {"optimizer": unit_norm(nesterov(0.9)), "seed": range(5, 15)}
+
+
 def linear(step: int, steps: int) -> float:
     """A learning rate that falls to 0 in a straight line.
 
@@ -226,8 +229,8 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "first_tenth": lambda: _first_steps(0.1),
     "first_same": lambda: _first_steps(1.0),
     "first_tenfold": lambda: _first_steps(10.0),
-    "first_same_unit_norm": lambda: _first_steps(1.0, optimizer=unit_norm(nesterov(0.9))),
-    "first_tenfold_unit_norm": lambda: _first_steps(10.0, optimizer=unit_norm(nesterov(0.9))),
+    "first_same_unit_norm": lambda: _first_steps(1.0, **ON_THE_CIRCLE),
+    "first_tenfold_unit_norm": lambda: _first_steps(10.0, **ON_THE_CIRCLE),
     # No decay: an effective rate that falls by itself, a constant one, and two schedules. To
     # choose η by, on images held out; and what they chose, with other seeds and the test images.
     "fall_free_validation": lambda: _course(False, [0.01, 0.03, 0.1, 0.3, 1, 3], data=_held_out()),

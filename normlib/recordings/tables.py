@@ -70,7 +70,7 @@ def kept(
     start = time.perf_counter()
     made = make()
     made.attrs |= {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "date": str(datetime.date.today()),
         "seconds": round(time.perf_counter() - start),
