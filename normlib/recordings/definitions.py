@@ -102,6 +102,9 @@ def _group(decay_on: str) -> Sweep:
     return _decay_on(decay_on, weight_decay=weight_decay, record_every=800)
 
 
+ON_THE_CIRCLE: dict[str, Any] = {"optimizer": unit_norm(nesterov(0.9)), "seed": range(5, 15)}
+
+
 def _first_steps(factor: float, **changes: Any) -> Sweep:
     """The learning rate of the hidden weights multiplied in the first 100 steps."""
 
@@ -111,10 +114,7 @@ def _first_steps(factor: float, **changes: Any) -> Sweep:
     # Seeds 0 to 4 raised the questions that these answer.
     shared = {"lr": 0.03, "lr_other": 0.05, "weight_decay": [0, 0.01], "seed": range(5, 25)}
     shared |= {"schedule": schedule, "schedule_other": linear_end}
-    return _grid(**{"optimizer": nesterov(0.9)} | shared | changes)
-
-
-ON_THE_CIRCLE: dict[str, Any] = {"optimizer": unit_norm(nesterov(0.9)), "seed": range(5, 15)}
+    return _grid(changes.pop("optimizer", nesterov(0.9)), **shared | changes)
 
 
 def linear(step: int, steps: int) -> float:
