@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from PIL import Image
 from scipy import stats
 
@@ -52,9 +53,29 @@ def test_recording_belongs_to_its_definition_and_is_complete(name):
 
 def test_the_folder_holds_one_file_a_recording_and_nothing_else():
     names = {path.stem for path in recordings.FOLDER.iterdir() if path.suffix == ".nc"}
-    assert names - set(recordings.FULL_SIZE) == set(NAMES)
+    assert names - set(recordings.FULL_SIZE) == {*NAMES, *recordings.TABLES}
     others = {p.name for p in recordings.FOLDER.iterdir() if p.suffix != ".nc"} - {"__pycache__"}
-    assert others == {"__init__.py", "__main__.py", "definitions.py"}
+    assert others == {"__init__.py", "__main__.py", "definitions.py", "tables.py"}
+
+
+def test_a_table_is_read_and_not_made_again_and_refused_with_other_settings(tmp_path, monkeypatch):
+    def make(value):
+        return lambda: xr.Dataset({"x": ("seed", [value, value])})
+
+    first = recordings.kept("one", {"lr": 0.1}, make(1.0), tmp_path)
+    again = recordings.kept("one", {"lr": 0.1}, make(2.0), tmp_path)
+    assert first.equals(again)
+    assert again.attrs["seconds"] >= 0
+    assert again.attrs["date"]
+    with pytest.raises(RuntimeError, match="other settings"):
+        recordings.kept("one", {"lr": 0.2}, make(1.0), tmp_path)
+    monkeypatch.setenv("NORMLIB_RERUN", "1")
+    assert recordings.kept("one", {"lr": 0.2}, make(3.0), tmp_path).x.max() == 3
+    monkeypatch.delenv("NORMLIB_RERUN")
+    assert recordings.kept("one", {"lr": 0.1}, make(4.0), tmp_path).x.max() == 1
+    (tmp_path / "one.nc").write_bytes(b"half of it")
+    with pytest.raises(RuntimeError, match="damaged"):
+        recordings.kept("one", {"lr": 0.1}, make(1.0), tmp_path)
 
 
 def test_no_recording_is_of_an_older_algorithm(monkeypatch):

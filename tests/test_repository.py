@@ -34,7 +34,7 @@ LAYERS = {
     "networks": (),
     "data": ("datasets", "images"),
     "sweeps": ("spec", "store", "training", "workers", "runs"),
-    "recordings": ("definitions",),
+    "recordings": ("definitions", "tables"),
     "analysis": (),
     "notebook": (
         *("predictions", "numberline", "display", "checks"),

@@ -2,14 +2,13 @@
 
 `definitions` says what each recording is; the files beside it hold what came out, the settings
 they were made with, and where each part of them was computed. ``python -m normlib.recordings``
-makes what is missing.
+makes what is missing. `tables` keeps what is no sweep.
 """
 
 import contextlib
 import functools
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,21 @@ from normlib.recordings.definitions import (
     definition,
     linear_end,
 )
+from normlib.recordings.tables import FOLDER, TABLES, digest, kept, write
 from normlib.sweeps import Sweep, fast_precision, store
 from normlib.sweeps.spec import ALGORITHM, Arrays, Part
 from normlib.sweeps.training import FINAL
 
-__all__ = ["DEFINITIONS", "FULL_SIZE", "Recording", "full_size", "linear_end", "recorded"]
-
-FOLDER = Path(__file__).parent
+__all__ = [
+    "DEFINITIONS",
+    "FULL_SIZE",
+    "TABLES",
+    "Recording",
+    "full_size",
+    "kept",
+    "linear_end",
+    "recorded",
+]
 
 
 @attrs.frozen(eq=False)
@@ -163,19 +170,16 @@ def _write(path: Path, spec: Sweep, made: list[tuple[Arrays, store.About]]) -> N
         "settings": json.dumps(found[parts[0]][1]["settings"]),
         "shared": json.dumps(shared),
         "parts": json.dumps([{k: v for k, v in a.items() if k not in shared} for a in about]),
-        "digest": _digest(runs),
+        "digest": digest(runs),
     }
-    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in runs.data_vars}
-    with tempfile.TemporaryDirectory() as folder, files.whole(path) as file:
-        runs.to_netcdf(Path(folder) / path.name, engine="h5netcdf", encoding=encoding)
-        file.write((Path(folder) / path.name).read_bytes())
+    write(path, runs)
 
 
 def _read(path: Path) -> tuple[xr.Dataset, dict[str, Any], list[dict[str, Any]]]:
     """Runs in double precision, settings, and what each part says about itself."""
     try:
         runs = xr.load_dataset(path, engine="h5netcdf")
-        whole = runs.attrs.pop("digest") == _digest(runs)
+        whole = runs.attrs.pop("digest") == digest(runs)
     except (OSError, KeyError, ValueError, RuntimeError):
         whole = False
     if not whole:
@@ -189,13 +193,6 @@ def _read(path: Path) -> tuple[xr.Dataset, dict[str, Any], list[dict[str, Any]]]
     for name in runs.data_vars:
         runs[name] = runs[name].astype(float)
     return runs, settings, provenance
-
-
-def _digest(runs: xr.Dataset) -> str:
-    """Of all numbers: the bytes of a NetCDF file differ between versions of its library."""
-    names = sorted(map(str, runs.data_vars))
-    return files.digest(*(runs[n].values.astype(runs[n].dtype.newbyteorder("<")).tobytes()
-                          for n in names))  # fmt: skip
 
 
 def _as_it_was_run(name: str, settings: dict[str, Any]) -> Sweep:

@@ -102,6 +102,9 @@ def _group(decay_on: str) -> Sweep:
     return _decay_on(decay_on, weight_decay=weight_decay, record_every=800)
 
 
+ON_THE_CIRCLE: dict[str, Any] = {"optimizer": unit_norm(nesterov(0.9)), "seed": range(5, 15)}
+
+
 def _first_steps(factor: float, **changes: Any) -> Sweep:
     """The learning rate of the hidden weights multiplied in the first 100 steps."""
 
@@ -111,7 +114,7 @@ def _first_steps(factor: float, **changes: Any) -> Sweep:
     # Seeds 0 to 4 raised the questions that these answer.
     shared = {"lr": 0.03, "lr_other": 0.05, "weight_decay": [0, 0.01], "seed": range(5, 25)}
     shared |= {"schedule": schedule, "schedule_other": linear_end}
-    return _nesterov(**shared | changes)
+    return _grid(changes.pop("optimizer", nesterov(0.9)), **shared | changes)
 
 
 def linear(step: int, steps: int) -> float:
@@ -226,6 +229,8 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "first_tenth": lambda: _first_steps(0.1),
     "first_same": lambda: _first_steps(1.0),
     "first_tenfold": lambda: _first_steps(10.0),
+    "first_same_unit_norm": lambda: _first_steps(1.0, **ON_THE_CIRCLE),
+    "first_tenfold_unit_norm": lambda: _first_steps(10.0, **ON_THE_CIRCLE),
     # No decay: an effective rate that falls by itself, a constant one, and two schedules. To
     # choose η by, on images held out; and what they chose, with other seeds and the test images.
     "fall_free_validation": lambda: _course(False, [0.01, 0.03, 0.1, 0.3, 1, 3], data=_held_out()),
