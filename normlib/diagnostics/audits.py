@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from normlib.diagnostics import symmetries
-from normlib.diagnostics.exchange import widened
-from normlib.diagnostics.probe import Inputs, Loss, Probe, Weights, pieces
-from normlib.diagnostics.symmetries import INVARIANT, Sample, Symmetry
+from normlib.diagnostics.pieces import Weights
+from normlib.diagnostics.probe import WRAPPERS, Inputs, Loss, Probe
+from normlib.diagnostics.symmetries import Sample, Symmetry
 
 # At the user's own point a small product of weights and gradient proves nothing (β = 0, a zero
 # head, ε); at a random point, in float64 and with ε out of the way, symmetric and other tensors
@@ -28,7 +29,12 @@ DECAY = {
     "undecided": "not known",
 }
 SIGNS = "only its sign matters"
+CHOOSES = "has no gradient; it only chooses, and its scale changes no choice"
+STRAIGHT = "exactly, but the gradient is a stand-in that does not know it (straight-through)"
+LITERAL = "but for an ε that could not be removed"
 LOCAL = "invariant to small changes of scale only"
+SMALL = 1e-2  # |cos(w, g)| that an ε may cause
+SPOILT = 1e-9  # |cos(w, g)| at the model's own point that is more than rounding
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,12 +51,15 @@ class Audit:
         joint group; both signs occur in an inverse one. They are a basis with few tensors in
         each; products of them are symmetries too.
     searched : str
-        How far apart the tensors of a group may be to be found.
+        How groups were looked for.
+    notes : tuple of str
+        What is to be known of the audit as a whole.
     """
 
     model: nn.Module
     groups: list[dict[str, int]]
     searched: str
+    notes: tuple[str, ...]
     _table: pd.DataFrame
 
     @property
@@ -132,7 +141,7 @@ class Audit:
         head = f"Audit of {type(self.model).__name__}: {len(self._table)} tensors"
         tail = f"{len(self.groups)} joint or inverse groups, searched {self.searched}"
         eps = self._table.eps_violation
-        if eps.max() > INVARIANT:
+        if eps.max() > SPOILT:
             tail += f"\nε spoils at most |cos(w, g)| = {eps.max():.1e}, in {eps.idxmax()}"
         return head, tail
 
@@ -153,7 +162,9 @@ def audit(
     loss: Loss | None = None,
     batches: int = 3,
     full: bool = False,
-    window: int = 12,
+    split: Mapping[str, Sequence[int]] | None = None,
+    noise: float = 0.5,
+    shuffle: bool = True,
     seed: int = 0,
 ) -> Audit:
     """Find out what weight decay can do to each parameter of a model.
@@ -175,10 +186,15 @@ def audit(
     batches : int
         Points and batches on which a single tensor must pass; at least 2.
     full : bool
-        Search joint and inverse groups among all tensors at once: one gradient for each tensor,
-        which is minutes for a large model. It finds groups along a whole residual stream.
-    window : int
-        Otherwise groups are searched among this many consecutive tensors; 1 searches none.
+        Search groups also by the null space of products of weights and gradients, which needs no
+        knowledge of the operations: one gradient for each tensor, minutes for a large model.
+    split : mapping of str to sequence of int or None
+        Numbers of rows by which to cut parameters, by name; None cuts as the forward does.
+    noise : float
+        Of the batches that are made up, relative to the inputs' spread; also on what embeddings
+        give. 0 if the model checks its inputs.
+    shuffle : bool
+        Whether the batches that are made up are the inputs in another order.
     seed : int
         Of the random points.
 
@@ -191,23 +207,24 @@ def audit(
     TypeError
         If inputs are no tensor, tuple or dict.
     ValueError
-        If nothing is trainable; if parameters are complex, sparse, uninitialised, without values
-        or on several devices; if the loss is no finite scalar, or none was given where the output
-        is no tensor; if batch norm gets fewer than 3 values a channel.
+        If nothing is trainable; if the model is TorchScript; if parameters are complex, sparse,
+        uninitialised, without values or on several devices; if the loss is no finite scalar, does
+        not repeat, or none was given where the output is no tensor; if the model refuses a batch
+        that was made up; if `split` does not fit; if batch norm gets fewer than 3 values a channel.
 
     Notes
     -----
-    Runs in train mode, so that batch norm uses the batch's statistics; dropout is off, also in
-    layers of other names that only hide some of their input in training. Other random numbers are
-    part of the function, the same whenever a point is evaluated. It takes about ``window + 2 *
-    batches`` gradients in float64, for which all tensors that can be reached from the model by
-    attributes and containers are exchanged for copies; hooks run with them. The points are the
-    model's own plus noise, the batches are the inputs shuffled, floating ones with noise. What
-    passed is then rescaled for real, by powers of 2 up and down, and must leave the loss.
+    Modules are in the modes that they have in training: if the model is in eval mode, in those
+    that its ``train()`` gives them. Dropout is off, also in layers of other names that only hide
+    some of their input in training. Other random numbers are part of the function, the same
+    whenever a point is evaluated. It takes about ``2 * batches`` gradients in float64, for which
+    all tensors that an operation takes are exchanged for copies; hooks run with them. The points
+    are the model's own plus noise, the batches are the inputs shuffled and with noise.
 
-    "Not invariant" means neither alone nor with neighbours in the window. An ε that is a literal
-    in a home-made norm cannot be removed, and hides an invariance. A parameter named like a fused
-    projection (``in_proj_weight``, ``qkv.weight``, and biases) is audited in three. Chapter 09.
+    Groups are proposed by what the forward's operations let scales be, as units are in physics,
+    which also says where it cuts a fused projection; an ε is set to nearly 0 wherever one is
+    added. What passed is then rescaled for real, by powers of 2 up and down, and must leave the
+    loss. Chapter 09.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     >>> found = nl.audit(net, torch.randn(16, 4), torch.arange(16) % 2)
@@ -218,28 +235,27 @@ def audit(
     >>> list(found.to_dataframe().verdict)
     ['invariant', 'no effect', 'inverse', 'inverse', 'inverse', 'not invariant']
     """
-    if batches < 2 or window < 1:
-        raise ValueError(f"batches must be at least 2 and window 1, got {batches} and {window}")
-    probe = Probe(model, inputs, targets, loss, seed)
-    own, samples = probe.own(), list[Sample]()
-    missing = batches
-    while missing > 0:
-        samples += map(probe.at_random, range(len(samples), len(samples) + missing))
-        used = [name for name in probe.pieces if any(name in s.used for s in (own, *samples))]
-        silent = [name for name in used if all(sample.silent(name) for sample in samples)]
-        blocks = {n: symmetries.finest({n: 1}, samples) for n in used if n not in silent}
-        rest = [name for name, count in blocks.items() if not count]
-        size = len(rest) if full else min(window, len(rest))
-        spans = [slice(k, k + size) for k in range(len(rest) - size + 1)] if size > 1 else []
-        products = np.array([[s.stats[name][0].sum() for name in rest] for s in samples])
-        # Some more than the rank, or chance alone makes null vectors.
-        ranks = [symmetries.null_space(products[:, span])[0] for span in spans]
-        missing = max(ranks) + 2 * batches - len(samples) if ranks else 0
-
+    if batches < 2:
+        raise ValueError(f"batches must be at least 2, got {batches}")
+    if isinstance(model, WRAPPERS):
+        model = model.module
+    probe = Probe(model, inputs, targets, loss, seed, noise, shuffle)
+    proposed = probe.proposals(split or {})
+    own = probe.own()
+    # A block that is left out at random must be there at some of the points.
+    samples = list(map(probe.at_random, range(max(batches, 12) if probe.random else batches)))
+    used = [name for name in probe.pieces if any(name in s.used for s in (own, *samples))]
+    silent = [name for name in used if all(sample.silent(name) for sample in samples)]
+    blocks = {n: symmetries.finest({n: 1}, samples) for n in used if n not in silent}
+    rest = [name for name, count in blocks.items() if not count]
+    if full:
+        proposed += _numeric(probe, samples, rest)
     found = [Symmetry({name: 1}, count) for name, count in blocks.items() if count]
-    for vector in symmetries.generators(products, spans):
-        exponents = {name: int(c) for name, c in zip(rest, vector, strict=True) if c}
-        found.append(Symmetry(exponents, symmetries.finest(exponents, samples) or 1))
+    # What is free alone, or without effect, is left out of groups.
+    joint = [{n: c for n, c in one.items() if n in rest} for one in proposed]
+    for exponents in symmetries.independent([one for one in joint if len(one) > 1]):
+        count = symmetries.finest(exponents, samples)
+        found += [Symmetry(exponents, count)] if count else []
     # At points of its own, and at several: at one, stochastic depth may hide the difference.
     first = len(samples)
     held = _confirmed(probe, found, first, batches)
@@ -247,28 +263,76 @@ def audit(
     others, _ = probe.point(first, far=True)
     replaced = [lambda name, values: probe.pieces[name].replace(values, others)] * batches
     unfelt = probe.unfelt(never, first, replaced)
-    # Before a norm, a gain that is one number a channel has no gradient, but its sign matters.
-    shapes = {n: p.matrix(probe.named[p.parameter]).shape for n, p in probe.pieces.items()}
-    gains = [Symmetry({n: 1}, shapes[n][0]) for n in never if n not in unfelt and shapes[n][1] == 1]
-    signs = _confirmed(probe, gains, first, batches)
+    # No gradient, but not without effect: a gain before a norm, or what only chooses.
+    felt = [name for name in never if name not in unfelt]
+    gains = {n for n in felt if probe.width(n) == 1}
+    kept = [Symmetry({n: 1}, probe.pieces[n].count if n in gains else 1) for n in felt]
+    still = _confirmed(probe, kept, first, batches)
 
     fates = dict.fromkeys(probe.pieces, ("undecided", "the loss does not use it"))
     fates |= dict.fromkeys(used, ("not invariant", ""))
     fates |= dict.fromkeys(silent, ("undecided", "dead on this data"))
+    fates |= dict.fromkeys(felt, ("undecided", "has no gradient"))
     fates |= dict.fromkeys(unfelt, ("no effect", ""))
     for symmetry in found:
         fates |= dict.fromkeys(symmetry.exponents, ("not invariant", LOCAL))
-    for symmetry in sorted(held, key=lambda symmetry: symmetry.kind):  # joint after inverse
-        fates |= dict.fromkeys(symmetry.exponents, (symmetry.kind, ""))
-    for symmetry in signs:
-        fates |= dict.fromkeys(symmetry.exponents, ("invariant", SIGNS))
     groups = [symmetry.exponents for symmetry in held if len(symmetry.exponents) > 1]
+    fates |= {name: (kind, "") for name, kind in symmetries.signs(groups).items()}
+    fates |= {
+        name: ("invariant", "") for s in held if len(s.exponents) == 1 for name in s.exponents
+    }
+    for symmetry in still:
+        (name,) = symmetry.exponents
+        fates[name] = ("invariant", SIGNS if name in gains else CHOOSES)
+    leftover = [name for name, fate in fates.items() if fate == ("not invariant", "")]
+    hidden = _hidden(probe, leftover, samples, first)
+    for symmetry, note in hidden:
+        fates |= dict.fromkeys(symmetry.exponents, ("invariant", note))
+    for name, form in probe.forms.items():
+        _say(fates, name, f"enters as {form}: decay pulls that to {_end(form)}, not to 0")
     return Audit(
         model,
         groups,
-        "among all tensors" if full else f"among {window} consecutive tensors",
-        _table(probe, fates, held + signs, groups, own),
+        "among all tensors, and by null spaces" if full else "among all tensors",
+        tuple(probe.notes),
+        _table(probe, fates, [*held, *still, *(s for s, _ in hidden)], groups, own, samples),
     )
+
+
+def _numeric(probe: Probe, samples: list[Sample], names: list[str]) -> list[dict[str, int]]:
+    """Groups in the null space of the products, with as many more samples as that takes."""
+    if len(names) < 2:
+        return []
+    batches, missing = len(samples), 1
+    while missing > 0:
+        products = np.array([[s.stats[name][0].sum() for name in names] for s in samples])
+        # Some more than the rank, or chance alone makes null vectors.
+        rank, _ = symmetries.null_space(products)
+        missing = rank + 2 * batches - len(samples)
+        samples += map(probe.at_random, range(len(samples), len(samples) + missing))
+    return [
+        {name: int(c) for name, c in zip(names, vector, strict=True) if c}
+        for vector in symmetries.generators(products)
+    ]
+
+
+def _hidden(
+    probe: Probe, names: list[str], samples: list[Sample], first: int
+) -> list[tuple[Symmetry, str]]:
+    """What is invariant though its gradient does not say so."""
+    found: list[tuple[Symmetry, str]] = []
+    if names and probe.gradient_lies(samples[0], 0):
+        for count in (lambda n: probe.pieces[n].count, lambda n: 1):
+            some = [Symmetry({n: 1}, count(n)) for n in names]
+            exact = _confirmed(probe, some, first, 2)
+            found += [(symmetry, STRAIGHT) for symmetry in exact]
+            names = [n for n in names if all(n not in s.exponents for s in exact)]
+    small = [
+        name
+        for name in names
+        if all(Symmetry({name: 1}, 1).eps_violation(sample) < SMALL for sample in samples)
+    ]
+    return found + [(Symmetry({n: 1}, 1), LITERAL) for n in small if probe.levels_off(n, first)]
 
 
 def _confirmed(probe: Probe, some: list[Symmetry], first: int, points: int) -> list[Symmetry]:
@@ -293,37 +357,51 @@ def _silent_anywhere(probe: Probe, silent: list[str], number: int) -> list[str]:
     return [name for name in silent if sample and sample.silent(name)]
 
 
+def _say(fates: dict[str, tuple[str, str]], parameter: str, what: str) -> None:
+    """Add to the notes of a parameter's pieces."""
+    for name, (verdict, note) in fates.items():
+        if name.partition("[")[0] == parameter:
+            fates[name] = (verdict, f"{note}; {what}" if note else what)
+
+
+def _end(form: str) -> str:
+    """What remains of a form such as 1 + w without w."""
+    return form.removesuffix(" + w") if form.endswith(" + w") else form.replace("w", "0")
+
+
 def _table(
     probe: Probe,
     fates: dict[str, tuple[str, str]],
     held: list[Symmetry],
     groups: list[dict[str, int]],
     own: Sample,
+    samples: list[Sample],
 ) -> pd.DataFrame:
-    """One row for each parameter or third, in the model's order."""
+    """One row for each parameter or piece, in the model's order."""
     lines = []
-    for piece in pieces(probe.model):
+    for piece in probe.merged(fates, groups):
         name, p = piece.name, probe.named[piece.parameter]
         verdict, note = fates.get(name, ("undecided", "frozen"))
-        values = piece.rows(widened(p))
         mine = [s for s in held if name in s.exponents]
-        blocks = max((s.blocks for s in mine if s.kind == verdict), default=0)
-        signs = note == SIGNS
+        blocks = max((s.blocks for s in mine), default=0)
+        signs = note.startswith((SIGNS, CHOOSES))
         violations = [s.eps_violation(own) for s in mine if not signs]
+        dull = signs or verdict in ("undecided", "no effect")
+        unseen = "" if dull else probe.unseen(piece, samples)
         lines.append(
             {
                 "name": name,
                 "parameter": piece.parameter,
-                "shape": tuple(p.shape if piece.third is None else values.shape),
+                "shape": tuple(p.shape) if piece.chosen is None else probe.shape(piece),
                 "verdict": verdict,
-                "per": {len(values): "channel", 1: "tensor", 0: ""}.get(blocks, "head"),
+                "per": {piece.count: "channel", 1: "tensor", 0: ""}.get(blocks, "head"),
                 "blocks": blocks,
                 "groups": tuple(k for k, group in enumerate(groups) if name in group),
-                "norm": float(values.double().norm()),
+                "norm": probe.norm(piece),
                 "gradient_norm": own.gradient_norm(name) if name in own.stats else math.nan,
                 "eps_violation": max(violations, default=math.nan),
                 "decay": DECAY["no effect" if signs else verdict],
-                "note": note,
+                "note": "; ".join(filter(None, [note, unseen])),
             }
         )
     return pd.DataFrame(lines).set_index("name")

@@ -15,19 +15,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-NORM_FUNCTIONS = (
-    F.batch_norm,
-    F.layer_norm,
-    F.group_norm,
-    F.instance_norm,
-    F.rms_norm,
-    F.normalize,
-)
+# Where functions take their ε, and which they take if none is given.
+EPS_PLACES = {
+    F.layer_norm: 4, F.rms_norm: 3, F.group_norm: 4, F.batch_norm: 7, F.instance_norm: 7,
+    F.normalize: 3, torch.layer_norm: 4, torch.rms_norm: 3, torch.group_norm: 4,
+    torch.batch_norm: 7, torch.instance_norm: 7,
+}  # fmt: skip
+ADDITIONS = {
+    torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__,
+}  # fmt: skip
+BOUNDS = {
+    torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_,
+    torch.clip, Tensor.clip, torch.maximum, Tensor.maximum,
+}  # fmt: skip
+TINY = 2e-3  # what is added or kept above is an ε if it is no larger
 DROPOUTS = {
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout
 }  # fmt: skip
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
+GRADIENT = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 # What has a state that is not in attributes, and how to read and restore it.
 STATES: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object]], ...] = (
     (np.ndarray, np.copy, lambda a, content: a.flags.writeable and a.__setitem__(..., content)),
@@ -43,39 +51,84 @@ FOREIGN = sys.stdlib_module_names - {"collections", "types"}
 Put = Callable[[Iterable[Any]], object]
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """A copy, in double precision if it holds floats."""
-    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(dtype, copy=True)
+def widened(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A copy, in double precision or another one if it holds floats."""
+    return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 class Adjusted(TorchFunctionMode):
-    """Functions in double precision where a forward asks for less, with our ε, without dropout."""
+    """Functions with our copies, precision and ε, and without dropout.
 
-    def __init__(self, eps: float | None) -> None:
+    Whatever an operation takes is seen here, also what only a closure or a global of the loss
+    holds: a tensor of the model is exchanged for its copy, a narrow one for a wide one.
+    """
+
+    def __init__(
+        self,
+        copies: dict[int, Tensor],
+        dtype: torch.dtype,
+        eps: float | None,
+        noise: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.eps = eps
+        self.copies, self.dtype, self.eps, self.noise = copies, dtype, eps, noise
+        self.made: dict[int, tuple[Tensor, Tensor]] = {}
+        # What is narrow, of all that must be wide.
+        self.narrow = NARROW if dtype == torch.float64 else NARROW[1:]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def wide(value: Any) -> Any:
-            is_narrow = isinstance(value, torch.dtype) and value in NARROW
-            return torch.float64 if is_narrow else value
-
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
-            return args[0].double()
+            return self._wide(args[0]).to(self.dtype)
         if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
-        named = {key: wide(value) for key, value in (kwargs or {}).items()}
-        if self.eps is not None and func in NORM_FUNCTIONS and "eps" in named:
-            named["eps"] = self.eps
+        if func == GRADIENT:
+            return func(*args, **(kwargs or {}))
+        args, named = tree_map(self._wide, (tuple(args), dict(kwargs or {})))
+        if self.eps is not None:
+            args, named = self._without_eps(func, args, named)
         if "dropout_p" in named:
             named["dropout_p"] = 0.0
-        return func(*map(wide, args), **named)
+        out = func(*args, **named)
+        if self.noise is not None and func in (F.embedding, torch.embedding):
+            out = self.noise(out)
+        return out
+
+    def _wide(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return self.dtype if value in NARROW else value
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in self.copies:
+            return self.copies[id(value)]
+        if value.dtype not in self.narrow:
+            return value
+        if id(value) not in self.made:  # with the original, so that its id stays its own
+            self.made[id(value)] = value, value.to(self.dtype)
+        return self.made[id(value)][1]
+
+    def _without_eps(self, func: Any, args: Any, named: Any) -> tuple[Any, Any]:
+        if func in EPS_PLACES:
+            place = EPS_PLACES[func]
+            if len(args) > place:
+                return (*args[:place], self.eps, *args[place + 1 :]), named
+            return args, named | {"eps": self.eps}
+        if func in ADDITIONS or func in BOUNDS:
+            args = tuple(self.eps if k and self._is_eps(x) else x for k, x in enumerate(args))
+            named = {k: self.eps if k in ("min", "other") and self._is_eps(x) else x
+                     for k, x in named.items()}  # fmt: skip
+        return args, named
+
+    def _is_eps(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or value.requires_grad or not value.is_floating_point():
+                return False
+            value = value.item()
+        return isinstance(value, float) and 0 < value <= TINY
 
 
 @contextlib.contextmanager
-def undisturbed(seed: int) -> Iterator[None]:
-    """Fixed random numbers, double precision by default, nothing compiled; then all as it was."""
+def undisturbed(seed: int, dtype: torch.dtype) -> Iterator[None]:
+    """Fixed random numbers, a default precision, nothing compiled; then all as it was."""
     with contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # what was compiled would be again for each exchange
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -86,7 +139,7 @@ def undisturbed(seed: int) -> Iterator[None]:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(dtype)
         yield
 
 
@@ -107,8 +160,8 @@ class Belongings:
         self.modules = [box for box in seen.values() if isinstance(box, nn.Module)]
 
     @contextlib.contextmanager
-    def exchanged(self, copies: dict[int, Tensor], eps: float | None) -> Iterator[None]:
-        """Modules in train mode with copies in place of all tensors, and with another ε.
+    def exchanged(self, copies: dict[int, Tensor], dtype: torch.dtype) -> Iterator[None]:
+        """Modules without dropout and with copies in place of all tensors.
 
         The tensors themselves are never written to, and what a forward leaves behind is gone
         afterwards. `copies` are by the id of the original, so that what was tied stays tied.
@@ -117,7 +170,7 @@ class Belongings:
         def exchange(value: Any) -> Any:
             if isinstance(value, Tensor):
                 if id(value) not in copies:
-                    copies[id(value)] = widened(value)
+                    copies[id(value)] = widened(value, dtype)
                 return copies[id(value)]
             if isinstance(value, tuple | frozenset):
                 items = [exchange(item) for item in value]
@@ -131,7 +184,7 @@ class Belongings:
                 if any(map(operator.is_not, items, values)):
                     put(items)
             for module in self.modules:
-                _adjust(module, eps)
+                _adjust(module)
             yield
         finally:
             for values, put in self.content:
@@ -182,13 +235,9 @@ def _refill(box: Any, content: Iterable[Any]) -> None:
         (box.update if isinstance(box, set) else box.extend)(content)
 
 
-def _adjust(module: nn.Module, eps: float | None) -> None:
-    """Another ε, train mode, and no dropout."""
+def _adjust(module: nn.Module) -> None:
+    """No dropout, and no batch too small."""
     state = vars(module)
-    state["training"] = True
-    for name in ("eps", "epsilon", "variance_epsilon"):
-        if eps is not None and isinstance(state.get(name), float) and state[name] < 1e-2:
-            state[name] = eps
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.register_forward_pre_hook(_enough)
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
@@ -214,13 +263,13 @@ def _unmasked(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         with torch.no_grad():
             masks = keeps(torch.zeros_like(x), training=True) and keeps(x, training=False)
         vars(module).clear()
-        vars(module).update(state | {"training": not masks})
+        vars(module).update(state | {"training": state["training"] and not masks})
 
 
 def _enough(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Refuse what tells nothing: batch norm makes ±1 of any two values."""
     count = inputs[0].numel() // inputs[0].shape[1]
-    if count < 3:
+    if count < 3 and (module.training or module.running_mean is None):
         raise ValueError(
             f"batch norm gets {count} values a channel, at least 3 are needed; give a larger batch"
         )

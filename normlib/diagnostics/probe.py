@@ -1,9 +1,8 @@
 """Losses and gradients of any torch model at points of ours. Knows what a symmetry needs."""
 
+import contextlib
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,68 +12,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from normlib.diagnostics.exchange import Adjusted, Belongings, undisturbed, widened
-from normlib.diagnostics.symmetries import Sample
+from normlib.diagnostics.operations import RULES, ended
+from normlib.diagnostics.pieces import Piece, Weights
+from normlib.diagnostics.symmetries import DOUBLE, SINGLE, Sample, Thresholds
+from normlib.diagnostics.units import Units
 
 EPS = 1e-20  # torch's batch norm refuses 0; against a variance of order 1 this is none
-CHANGE = 1e-9  # relative change of the loss that is more than rounding
-
-FUSED = re.compile(r"(in_proj_|qkv\.)(weight|bias)$")
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+NO_ROW = 1e-15  # a row's gradient relative to the largest tensor's that is none
+PRECISION = {torch.float64: DOUBLE, torch.float32: SINGLE}
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Loss = Callable[..., Tensor]
 Batch = tuple[Any, Any]
-Weights = dict[str, Tensor]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A parameter, or one third of a fused projection."""
-
-    name: str
-    parameter: str
-    third: int | None = None
-    dim: int = 0  # the dimension of the output channels
-
-    def rows(self, tensor: Tensor) -> Tensor:
-        """A view of its entries, the channels first."""
-        tensor = tensor.view(1) if tensor.ndim == 0 else tensor.transpose(0, self.dim)
-        return tensor if self.third is None else tensor.chunk(3)[self.third]
-
-    def matrix(self, tensor: Tensor) -> Tensor:
-        """Its entries, one row a channel."""
-        rows = self.rows(tensor)
-        return rows.reshape(len(rows), -1)
-
-    def scale(self, values: Weights, factors: np.ndarray) -> None:
-        """Multiply each of equal blocks of channels by its factor, in a copy of the parameter."""
-        rows = self._copied(values)
-        each = torch.as_tensor(factors).to(rows).repeat_interleave(len(rows) // len(factors))
-        rows.mul_(each.view(-1, *[1] * (rows.ndim - 1)))
-
-    def replace(self, values: Weights, others: Weights) -> None:
-        """Take this piece from other values, in a copy of the parameter."""
-        self._copied(values).copy_(self.rows(others[self.parameter]))
-
-    def _copied(self, values: Weights) -> Tensor:
-        values[self.parameter] = values[self.parameter].clone()
-        return self.rows(values[self.parameter])
-
-
-def pieces(model: nn.Module) -> list[Piece]:
-    """The parameters in the model's order; fused projections that can be trained in three."""
-    transposed = {
-        id(m._parameters.get("weight"))
-        for m in model.modules()
-        if isinstance(m, nn.modules.conv._ConvTransposeNd) and m.groups == 1
-    }
-    found = []
-    for name, p in model.named_parameters():
-        if p.requires_grad and FUSED.search(name) and len(p) % 3 == 0:
-            found += [Piece(f"{name}[{q}]", name, k) for k, q in enumerate("qkv")]
-        else:
-            found.append(Piece(name, name, dim=int(p.requires_grad and id(p) in transposed)))
-    return found
 
 
 class Probe:
@@ -86,23 +37,85 @@ class Probe:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, targets: Tensor | None, loss: Loss | None, seed: int
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        targets: Tensor | None,
+        loss: Loss | None,
+        seed: int,
+        noise: float = 0.5,
+        shuffle: bool = True,
     ) -> None:
         _check(model)
         if not isinstance(inputs, Tensor | tuple | dict):
             kind = type(inputs).__name__
             raise TypeError(f"inputs must be a tensor, or a tuple or dict of tensors; got {kind}")
         self.model, self.batch, self.loss, self.seed = model, (inputs, targets), loss, seed
+        self.noise, self.shuffle = noise, shuffle
         self.named = dict(model.named_parameters())
         self.sizes = {name: _size_of(p) for name, p in self.named.items()}
-        trained = (one for one in pieces(model) if self.named[one.parameter].requires_grad)
-        self.pieces = {piece.name: piece for piece in trained}
         self.belongings = Belongings((model, loss))
+        self.dtype, self.notes = torch.float64, list[str]()
+        self.random = False  # whether a forward draws random numbers
+        self.pieces: dict[str, Piece] = {}
+        self._find_precision()
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return PRECISION[self.dtype]
+
+    def _find_precision(self) -> None:
+        """Double, or single where the model has operations without double; both must repeat."""
+        try:
+            first = self._own_loss()
+        except (RuntimeError, TypeError) as error:
+            self.dtype = torch.float32
+            try:
+                first = self._own_loss()
+            except (RuntimeError, TypeError):
+                raise error from None
+            why = str(error).strip().splitlines()[0]
+            self.notes.append(
+                f"audited in single precision, with wider thresholds, since double fails: {why}"
+            )
+        if not math.isfinite(first):
+            raise ValueError(f"the loss is {first} at the model's own point; check its arguments")
+        again = self._own_loss()
+        if again != first and abs(again - first) > self.thresholds.change * abs(first):
+            raise ValueError(
+                f"the loss does not repeat: {first:.6g}, then {again:.6g} at the same point with "
+                "the same random seed; give the forward's own generator a fixed seed"
+            )
+
+    def _own_loss(self) -> float:
+        return self._loss_and_gradients(self._own_values(), self.batch, 0, None)[0]
+
+    def _own_values(self) -> Weights:
+        return {name: widened(p, self.dtype) for name, p in self.named.items()}
+
+    def proposals(self, split: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+        """Cut the parameters as the forward does, and see which exponents it leaves free."""
+        values, batch = self.point(0)
+        shapes = {name: tuple(p.shape) for name, p in self.named.items()}
+        units = Units(shapes, RULES, ended)
+        self._loss_and_gradients(values, batch, 0, EPS, units=units)
+        for name, sizes in split.items():
+            units.cut(name, sizes)
+        pieces, found = units.solved()
+        self.everything = [piece for some in pieces.values() for piece in some]
+        trained = (p for p in self.everything if self.named[p.parameter].requires_grad)
+        self.pieces = {piece.name: piece for piece in trained}
+        self.forms = {name: " and ".join(sorted(forms)) for name, forms in units.forms.items()}
+        if units.unknown:
+            self.notes.append(
+                f"the search for groups does not know {', '.join(sorted(units.unknown))}, and took "
+                "it for what no scale passes; full=True searches without such knowledge"
+            )
+        return [one for one in found if self.pieces.keys() >= one.keys()]
 
     def own(self) -> Sample:
         """At the model's own point and ε, on the batch as given."""
-        values = {name: widened(p) for name, p in self.named.items()}
-        return self._sample(values, self.batch, 0, None, "the model's own point")
+        return self._sample(self._own_values(), self.batch, 0, None, "the model's own point")
 
     def at_random(self, number: int, far: bool = False) -> Sample:
         where = "a random point near the model's own"
@@ -114,18 +127,109 @@ class Probe:
         values = {}
         for name, p in self.named.items():
             if not p.requires_grad:  # what is frozen is part of the function
-                values[name] = widened(p)
+                values[name] = widened(p, self.dtype)
                 continue
             noise = torch.rand(p.shape, generator=generator).sub_(0.5).to(p.device)
             if far:
-                values[name] = (noise * (3 * self.sizes[name])).double()
+                values[name] = (noise * (3 * self.sizes[name])).to(self.dtype)
             else:
-                values[name] = torch.add(p.detach(), noise, alpha=1.5 * self.sizes[name]).double()
+                moved = torch.add(p.detach(), noise, alpha=1.5 * self.sizes[name])
+                values[name] = moved.to(self.dtype)
         inputs, targets = self.batch
         return values, (
-            tree_map_only(Tensor, _shuffler(generator, 0.5), inputs),
-            tree_map_only(Tensor, _shuffler(generator, 0.0), targets),
+            tree_map_only(Tensor, self._another(generator, self.noise), inputs),
+            tree_map_only(Tensor, self._another(generator, 0.0), targets),
         )
+
+    def _another(self, generator: torch.Generator, noise: float) -> Callable[[Tensor], Tensor]:
+        """Makes another batch of one: in another order, and floats with noise."""
+
+        def another(tensor: Tensor) -> Tensor:
+            if tensor.ndim == 0:
+                return tensor
+            if tensor.dtype != torch.bool and not tensor.is_floating_point():
+                # position by position, so that masks, lengths and position ids stay what they are
+                order = torch.rand(tensor.shape, generator=generator).argsort(0)
+                return tensor.gather(0, order.to(tensor.device)) if self.shuffle else tensor
+            if self.shuffle:
+                order = torch.randperm(len(tensor), generator=generator)
+                tensor = tensor[order.to(tensor.device)]
+            if not noise or tensor.dtype == torch.bool:
+                return tensor
+            tensor = widened(tensor, self.dtype)
+            spread = float(tensor[tensor.isfinite()].std(correction=0)) or 1.0
+            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            return tensor + noise * spread * drawn.to(tensor)
+
+        return another
+
+    def gradient_lies(self, sample: Sample, number: int) -> bool:
+        """Whether a small change of scale at a sampled point does not do what its gradient says.
+
+        So it is for what passes a stand-in for its gradient, as rounding with a straight-through
+        estimator does.
+        """
+        draw = np.random.default_rng(self.seed)
+        rates = dict(zip(self.pieces, draw.uniform(0.5, 1.5, len(self.pieces)), strict=True))
+        step, losses = 1e-6 if self.dtype == torch.float64 else 1e-2, []
+        values, batch = self.point(number)
+        for sign in (1, -1):
+            changed = dict(values)
+            for name, piece in self.pieces.items():
+                piece.scale(changed, np.array([1 + sign * step * rates[name]]))
+            losses.append(self._loss_and_gradients(changed, batch, number, EPS)[0])
+        measured = (losses[0] - losses[1]) / (2 * step)
+        products = [rates[name] * sample.stats[name][0].sum() for name in self.pieces]
+        bound = 1e-2 if self.dtype == torch.float64 else 0.2
+        return abs(measured - sum(products)) > bound * np.abs(products).max()
+
+    def levels_off(self, name: str, number: int) -> bool:
+        """Whether the loss stops changing as a piece grows, as it does behind a norm with an ε."""
+        values, batch = self.point(number)
+        losses = []
+        for power in (0, 4, 8, 12):
+            changed = dict(values)
+            self.pieces[name].scale(changed, np.array([2.0**power]))
+            losses.append(self._loss_and_gradients(changed, batch, number, EPS)[0])
+        steps = np.abs(np.diff(losses))
+        # √(variance + ε) makes each step 256 times smaller than the one before, deviation + ε 16.
+        return bool((steps[1:] <= np.maximum(steps[:-1] / 8, 1e-13 * abs(losses[0]))).all())
+
+    def width(self, name: str) -> int:
+        """Entries in a row."""
+        piece = self.pieces[name]
+        return self.named[piece.parameter].numel() // piece.layout.rows
+
+    def shape(self, piece: Piece) -> tuple[int, int]:
+        return piece.count, self.named[piece.parameter].numel() // piece.layout.rows
+
+    def norm(self, piece: Piece) -> float:
+        rows = torch.linalg.vector_norm(
+            piece.layout.matrix(widened(self.named[piece.parameter])), dim=1
+        )
+        return float(np.linalg.norm(piece.part(rows.cpu().numpy())))
+
+    def unseen(self, piece: Piece, samples: Sequence[Sample]) -> str:
+        """Says how much of a piece the data at hand do not reach."""
+        dark = np.ones(piece.count, dtype=bool)
+        for sample in samples:
+            dark &= np.sqrt(sample.stats[piece.name][2]) <= NO_ROW * sample.largest
+        some = int(dark.sum())
+        return f"{some} of {piece.count} rows get no gradient on this data" if some else ""
+
+    def merged(
+        self, fates: dict[str, tuple[str, str]], groups: Sequence[Mapping[str, int]]
+    ) -> list[Piece]:
+        """The pieces, but a parameter whose pieces all are not invariant whole again."""
+        found: dict[str, Piece] = {}
+        for piece in self.everything:
+            mine = [p.name for p in self.everything if p.parameter == piece.parameter]
+            dull = {fates.get(name) for name in mine} == {("not invariant", "")}
+            if dull and len(mine) > 1:
+                piece = Piece(piece.parameter, piece.parameter, piece.layout)
+                fates[piece.name] = ("not invariant", "")
+            found.setdefault(piece.name, piece)
+        return list(found.values())
 
     def unfelt(
         self, some: list[T], first: int, edits: Iterable[Callable[[T, Weights], None]]
@@ -143,7 +247,7 @@ class Probe:
                     edit(one, changed)
                 after, _ = self._loss_and_gradients(changed, batch, number, EPS)
                 half = len(part) // 2
-                if abs(after - before) <= CHANGE * max(abs(before), abs(after)):
+                if abs(after - before) <= self.thresholds.change * max(abs(before), abs(after)):
                     passed += part
                 elif half:  # what is felt is looked for in either half
                     pending += [part[half:], part[:half]]
@@ -157,15 +261,19 @@ class Probe:
         loss, gradients = self._loss_and_gradients(values, batch, number, eps, wanted)
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss} at {where}; check inputs, targets and loss")
-        stats = {}
+        stats, rows = {}, dict[str, np.ndarray]()
         for name, piece in self.pieces.items():
-            gradient = gradients.get(piece.parameter)
-            w = piece.matrix(values[piece.parameter])
-            g = torch.zeros_like(w) if gradient is None else piece.matrix(gradient.to_dense())
-            norms = (torch.linalg.vector_norm(x, dim=1).square() for x in (w, g))
-            stats[name] = torch.stack([(w * g).sum(1), *norms])
+            if piece.parameter not in rows:
+                gradient = gradients.get(piece.parameter)
+                w = piece.layout.matrix(values[piece.parameter]).double()
+                g = torch.zeros_like(w)
+                if gradient is not None:
+                    g = piece.layout.matrix(gradient.to_dense()).double()
+                norms = (torch.linalg.vector_norm(x, dim=1).square() for x in (w, g))
+                rows[piece.parameter] = torch.stack([(w * g).sum(1), *norms]).cpu().numpy()
+            stats[name] = piece.part(rows[piece.parameter])
         used = {name for name, piece in self.pieces.items() if piece.parameter in gradients}
-        return Sample({name: s.cpu().numpy() for name, s in stats.items()}, used)
+        return Sample(stats, used, self.thresholds)
 
     def _loss_and_gradients(
         self,
@@ -174,36 +282,83 @@ class Probe:
         number: int,
         eps: float | None,
         wanted: Sequence[str] = (),
+        units: Units | None = None,
     ) -> tuple[float, Weights]:
         """The loss, and its gradients by name as far as the loss uses the wanted parameters."""
         device = next(iter(self.named.values())).device
-        inputs, targets = tree_map_only(Tensor, lambda x: widened(x).to(device), batch)
+        inputs, targets = tree_map_only(Tensor, lambda x: widened(x, self.dtype).to(device), batch)
         fresh = {
             name: nn.Parameter(value, requires_grad=name in wanted)
             for name, value in values.items()
         }
         copies: dict[int, Tensor] = {id(self.named[name]): p for name, p in fresh.items()}
+        made_up = eps is not None
         with (
-            undisturbed(self.seed + number),
-            self.belongings.exchanged(copies, eps),
-            Adjusted(eps),
+            undisturbed(self.seed + number, self.dtype),
+            self.belongings.exchanged(copies, self.dtype),
+            Adjusted(copies, self.dtype, eps, self._noisy(number) if made_up else None),
+            units or contextlib.nullcontext(),
         ):
-            if isinstance(inputs, dict):
-                output = self.model(**inputs)
-            else:
-                output = self.model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-            loss = _loss(self.loss, output, targets, self.seed + number)
+            if units is not None:
+                units.begin(self.named, fresh)
+            if not self.model.training:
+                self.model.train()
+            start = torch.get_rng_state()
+            with torch.set_grad_enabled(bool(wanted)):
+                try:
+                    loss = self._loss_of(inputs, targets, number)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    if not made_up:
+                        raise
+                    said = (str(error).strip().splitlines() or [""])[0]
+                    raise ValueError(
+                        f"the model refuses a batch that the audit made from the inputs "
+                        f"({type(error).__name__}: {said}); give noise=0, or shuffle=False too"
+                    ) from error
+            self.random |= not torch.equal(start, torch.get_rng_state())
             if wanted and not loss.requires_grad:
                 raise ValueError("the loss depends on no trainable parameter; is it detached?")
             # Inside the block, or a checkpointed forward would be repeated with other tensors.
-            leaves = [fresh[name] for name in wanted]
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if wanted else ()
+            leaves = tuple(fresh[name] for name in wanted)
+            gradients = _gradients(loss, leaves) if wanted else ()
         found = zip(wanted, gradients, strict=True)
         return loss.item(), {name: g for name, g in found if g is not None}
+
+    def _noisy(self, number: int) -> Callable[[Tensor], Tensor] | None:
+        """Noise on what embeddings give, as on floating inputs: ids may be all alike."""
+        if not self.noise:
+            return None
+        generator = torch.Generator().manual_seed(self.seed + number)
+
+        def noisy(vectors: Tensor) -> Tensor:
+            drawn = torch.randn(vectors.shape, generator=generator, dtype=torch.float64)
+            return vectors * (1 + self.noise * drawn.to(vectors))
+
+        return noisy
+
+    def _loss_of(self, inputs: Inputs, targets: Any, number: int) -> Tensor:
+        if isinstance(inputs, dict):
+            output = self.model(**inputs)
+        else:
+            output = self.model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+        return _loss(self.loss, output, targets, self.seed + number)
+
+
+def _gradients(loss: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """As torch.autograd.grad, which would leave our modes before a checkpoint is repeated."""
+    run: Any = torch.autograd.Variable._execution_engine.run_backward
+    return run((loss,), (torch.ones_like(loss),), False, False, leaves, True, accumulate_grad=False)
 
 
 def _check(model: nn.Module) -> None:
     """Raise if the model's parameters cannot be audited."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            "the model is TorchScript, whose operations cannot be seen; audit the "
+            "module that it was made from"
+        )
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for name, p in tensors.items():
         if nn.parameter.is_lazy(p):
@@ -225,26 +380,6 @@ def _size_of(parameter: Tensor) -> float:
     w = parameter.detach()
     fan = w[0].numel() if w.ndim > 1 else 1
     return max(float(w.double().square().mean().sqrt()), fan**-0.5)
-
-
-def _shuffler(generator: torch.Generator, noise: float) -> Callable[[Tensor], Tensor]:
-    """Makes another batch: floats in another order and with noise, integers from those given."""
-
-    def shuffle(tensor: Tensor) -> Tensor:
-        if tensor.ndim == 0:
-            return tensor
-        if tensor.dtype != torch.bool and not tensor.is_floating_point():
-            # position by position, so that masks, lengths and position ids stay what they are
-            order = torch.rand(tensor.shape, generator=generator).argsort(0)
-            return tensor.gather(0, order.to(tensor.device))
-        tensor = widened(tensor)[torch.randperm(len(tensor), generator=generator).to(tensor.device)]
-        if not noise or tensor.dtype == torch.bool:
-            return tensor
-        spread = float(tensor[tensor.isfinite()].std(correction=0)) or 1.0
-        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return tensor + noise * spread * drawn.to(tensor.device)
-
-    return shuffle
 
 
 def _loss(loss: Loss | None, output: Any, targets: Tensor | None, seed: int) -> Tensor:

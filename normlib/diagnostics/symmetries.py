@@ -2,9 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +14,26 @@ import numpy as np
 # = 0. So the products ⟨w_i, g_i⟩, measured at several points, hold every such symmetry in their
 # null space.
 
-INVARIANT = 1e-9  # |cos(w, g)|: symmetric tensors stay below 1e-14, others above 1e-6
-NO_EFFECT = 1e-12  # |g| relative to the largest: true zeros stay below 1e-16, others above 1e-8
 NULL = 1e-8  # singular value relative to the largest: null below 1e-13, others above 1e-3
 WHOLE = 1e-5  # error of an exponent: below 1e-11 where there is a symmetry
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as zero in some precision.
+
+    invariant : |cos(w, g)|; in double, symmetric tensors stay below 1e-14, others above 1e-6
+    no_effect : |g| relative to the largest; in double, zeros stay below 1e-16, others above 1e-8
+    change : relative change of the loss that is more than rounding
+    """
+
+    invariant: float
+    no_effect: float
+    change: float
+
+
+DOUBLE = Thresholds(1e-9, 1e-12, 1e-9)
+SINGLE = Thresholds(1e-4, 1e-6, 2e-5)  # wide: what passes is confirmed by rescaling
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,7 @@ class Sample:
 
     stats: dict[str, np.ndarray]
     used: set[str]
+    thresholds: Thresholds = DOUBLE
 
     @cached_property
     def largest(self) -> float:
@@ -33,7 +52,7 @@ class Sample:
         return math.sqrt(self.stats[name][2].sum())
 
     def silent(self, name: str) -> bool:
-        return self.gradient_norm(name) <= NO_EFFECT * self.largest
+        return self.gradient_norm(name) <= self.thresholds.no_effect * self.largest
 
     def along(self, exponents: Mapping[str, int]) -> np.ndarray:
         """The same three for c_i w_i of several pieces together."""
@@ -60,7 +79,7 @@ class Symmetry:
     def eps_violation(self, sample: Sample) -> float:
         """Largest |cos| of weights and gradient over the blocks that are alive."""
         product, w2, g2 = _folded(sample.along(self.exponents), self.blocks)
-        alive = (np.sqrt(g2) > NO_EFFECT * sample.largest) & (w2 > 0)
+        alive = (np.sqrt(g2) > sample.thresholds.no_effect * sample.largest) & (w2 > 0)
         cosines = np.abs(product[alive]) / np.sqrt(w2[alive] * g2[alive])
         return float(cosines.max()) if len(cosines) else math.nan
 
@@ -68,11 +87,11 @@ class Symmetry:
 def finest(exponents: Mapping[str, int], samples: Sequence[Sample]) -> int:
     """Into how many equal blocks of channels a symmetry splits at most; 0 if it is none."""
     stats = np.stack([sample.along(exponents) for sample in samples])
-    largest = np.array([[sample.largest] for sample in samples])
+    largest, zero = np.array([[sample.largest] for sample in samples]), samples[0].thresholds
 
     def holds(blocks: int) -> bool:
         product, w2, g2 = np.moveaxis(_folded(stats, blocks), 1, 0)
-        bound = np.sqrt(w2) * (INVARIANT * np.sqrt(g2) + NO_EFFECT * largest)
+        bound = np.sqrt(w2) * (zero.invariant * np.sqrt(g2) + zero.no_effect * largest)
         return bool((np.abs(product) <= bound).all())
 
     channels = stats.shape[-1]
@@ -96,20 +115,26 @@ def null_space(products: np.ndarray) -> tuple[int, np.ndarray]:
     return rank, vectors[rank:] / scale
 
 
-def generators(products: np.ndarray, spans: Sequence[slice]) -> list[np.ndarray]:
-    """Integer exponents of independent symmetries, each inside a span and with few pieces."""
-    found = set()
-    for span in spans:
-        _, null = null_space(products[:, span])
-        for vector in _sparse(_integers(null)) if len(null) else []:
-            whole = np.zeros(products.shape[1], int)
-            whole[span] = vector
-            found.add(tuple(map(int, whole)))
-    basis: list[np.ndarray] = []
-    for candidate in sorted(found, key=lambda vector: (*_complexity(vector), vector)):
-        if np.linalg.matrix_rank(np.array([*basis, candidate])) > len(basis):
-            basis.append(np.array(candidate))
-    return sorted(_sparse(basis), key=lambda vector: np.flatnonzero(vector).tolist())
+def generators(products: np.ndarray) -> list[np.ndarray]:
+    """Integer exponents of independent symmetries, with few pieces each."""
+    _, null = null_space(products)
+    return _sparse(_integers(null)) if len(null) else []
+
+
+def independent(some: Sequence[dict[str, int]]) -> list[dict[str, int]]:
+    """Those that are no combination of the ones before them."""
+    rows: list[tuple[str, dict[str, Fraction]]] = []
+    kept = []
+    for one in some:
+        row = {name: Fraction(exponent) for name, exponent in one.items()}
+        for pivot, other in rows:
+            if factor := row.get(pivot):
+                _add(row, other, -factor)
+        if row:
+            pivot = next(iter(row))
+            rows.append((pivot, {name: value / row[pivot] for name, value in row.items()}))
+            kept.append(one)
+    return kept
 
 
 def _integers(null: np.ndarray) -> list[np.ndarray]:
@@ -146,3 +171,110 @@ def _sparse(vectors: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def _complexity(vector: Sequence[int] | np.ndarray) -> tuple[int, int]:
     return int(np.count_nonzero(vector)), int(np.abs(vector).sum())
+
+
+def proposals(
+    equations: Iterable[Mapping[str, Fraction]],
+    activations: Iterable[Mapping[str, Fraction]],
+    names: Sequence[str],
+) -> list[dict[str, int]]:
+    """Exponents that solve homogeneous equations, one solution for each scale that is left free.
+
+    The basis is the one that the activations suggest: each solution multiplies one of them, the
+    first in the forward that the solutions before leave alone, and none of the other chosen ones:
+    +1 for what writes to it, −1 for what reads from it.
+    """
+    solved: dict[str, dict[str, Fraction]] = {}
+
+    def reduced(row: Mapping[str, Fraction]) -> dict[str, Fraction]:
+        row = dict(row)
+        while bound := [name for name in row if name in solved]:
+            for name in bound:
+                if name in row:  # another may have cancelled it
+                    _add(row, solved[name], row.pop(name))
+        return row
+
+    for equation in equations:
+        row = reduced(equation)
+        if row:
+            pivot = next(reversed(row))
+            size = -row.pop(pivot)
+            solved[pivot] = {name: value / size for name, value in row.items()}
+    free = [name for name in names if name not in solved]
+    # Rows of a triangular system: what each chosen activation is in the free exponents.
+    chosen: list[tuple[str, dict[str, Fraction], dict[int, Fraction]]] = []
+    candidates = [*activations, *({name: Fraction(1)} for name in free)]
+    seen: set[tuple[tuple[str, Fraction], ...]] = set()
+    for candidate in candidates:
+        if len(chosen) == len(free):
+            break
+        row = reduced(candidate)
+        key = tuple(sorted(row.items()))
+        if key in seen:
+            continue
+        seen.add(key)
+        made = {len(chosen): Fraction(1)}
+        for pivot, other, by in chosen:
+            if factor := row.get(pivot):
+                _add(row, other, -factor)
+                _add(made, by, -factor)
+        if row:
+            pivot = next(iter(row))
+            size = row[pivot]
+            row = {name: value / size for name, value in row.items()}
+            made = {k: value / size for k, value in made.items()}
+            for _, other, by in chosen:
+                if factor := other.get(pivot):
+                    _add(other, row, -factor)
+                    _add(by, made, -factor)
+            chosen.append((pivot, row, made))
+    exponents = {name: reduced({name: Fraction(1)}) for name in names}
+    found = []
+    for k in range(len(chosen)):
+        values = {pivot: made[k] for pivot, _, made in chosen if k in made}
+        solution = {
+            name: sum((c * values.get(n, Fraction(0)) for n, c in row.items()), Fraction(0))
+            for name, row in exponents.items()
+        }
+        size = math.lcm(*(value.denominator for value in solution.values()))
+        whole = {name: int(value * size) for name, value in solution.items() if value}
+        divisor = math.gcd(*whole.values()) * (1 if next(iter(whole.values())) > 0 else -1)
+        found.append({name: value // divisor for name, value in whole.items()})
+    return found
+
+
+def _add(row: dict[Any, Fraction], other: Mapping[Any, Fraction], times: Fraction) -> None:
+    for name, value in other.items():
+        total = row.get(name, Fraction(0)) + value * times
+        if total:
+            row[name] = total
+        else:
+            row.pop(name, None)
+
+
+def signs(basis: Sequence[Mapping[str, int]]) -> dict[str, str]:
+    """Of each piece in a space of symmetries, whether it may grow while none shrinks.
+
+    That depends on the space, not on its basis: "joint" is what has a positive exponent in some
+    symmetry without negative ones, "inverse" what only grows as others shrink.
+    """
+    from scipy.optimize import linprog  # slow to import, and few need it
+
+    names = list(dict.fromkeys(name for one in basis for name in one))
+    if not names:
+        return {}
+    place = {name: k for k, name in enumerate(names)}
+    matrix = np.zeros((len(basis), len(names)))
+    for row, one in enumerate(basis):
+        for name, exponent in one.items():
+            matrix[row, place[name]] = exponent
+    # As many exponents of at least 1 as can be: maximise Σ t with t ≤ y·basis, 0 ≤ t ≤ 1.
+    count = len(names)
+    answer = linprog(
+        np.concatenate([np.zeros(len(basis)), -np.ones(count)]),
+        A_ub=np.hstack([-matrix.T, np.eye(count)]),
+        b_ub=np.zeros(count),
+        bounds=[(None, None)] * len(basis) + [(0, 1)] * count,
+    )
+    grown = answer.x[len(basis) :] if answer.success else np.zeros(count)
+    return {name: "joint" if grown[place[name]] > 0.5 else "inverse" for name in names}
