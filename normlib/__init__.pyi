@@ -11,11 +11,13 @@ from .data import digits as digits
 from .data import flip_and_shift as flip_and_shift
 from .data import image_folder as image_folder
 from .data import mnist1d as mnist1d
-from .diagnostics.audits import Audit as Audit
+from .diagnostics.advice import ParamGroups as ParamGroups
+from .diagnostics.advice import correct_decay as correct_decay
 from .diagnostics.audits import audit as audit
 from .diagnostics.exponents import scale_exponent as scale_exponent
 from .diagnostics.invariance import euler as euler
 from .diagnostics.invariance import rescaled as rescaled
+from .diagnostics.reports import Audit as Audit
 from .diagnostics.tracking import Tracker as Tracker
 from .diagnostics.tracking import track as track
 from .networks import convnet as convnet

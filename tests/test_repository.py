@@ -27,7 +27,8 @@ LAYERS = {
     "files": (),
     "validation": (),
     "diagnostics": (
-        *("invariance", "symmetries", "exchange", "probe", "audits"),
+        *("invariance", "symmetries", "pieces", "units", "operations"),
+        *("exchange", "arguments", "probe", "advice", "charts", "reports", "audits"),
         *("exponents", "equilibria", "tracking"),
     ),
     "optimizers": (),

@@ -1,9 +1,7 @@
 """What weight decay can do to each tensor of any model. Knows `probe` and `symmetries`."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,146 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from normlib.diagnostics import symmetries
-from normlib.diagnostics.pieces import Weights
-from normlib.diagnostics.probe import WRAPPERS, Inputs, Loss, Probe
+from normlib.diagnostics.arguments import Inputs, Loss
+from normlib.diagnostics.pieces import Piece, Weights
+from normlib.diagnostics.probe import WRAPPERS, Probe
+from normlib.diagnostics.reports import DECAY, Audit
 from normlib.diagnostics.symmetries import Sample, Symmetry
 
 # At the user's own point a small product of weights and gradient proves nothing (β = 0, a zero
 # head, ε); at a random point, in float64 and with ε out of the way, symmetric and other tensors
 # lie decades apart.
 
-DECAY = {
-    "invariant": "sets the learning rate",
-    "joint": "sets a joint scale, which sets the learning rate",
-    "inverse": "balances a pair",
-    "no effect": "nothing",
-    "not invariant": "shrinks the function",
-    "undecided": "not known",
-}
 SIGNS = "only its sign matters"
 CHOOSES = "has no gradient; it only chooses, and its scale changes no choice"
 STRAIGHT = "exactly, but the gradient is a stand-in that does not know it (straight-through)"
 LITERAL = "but for an ε that could not be removed"
 LOCAL = "invariant to small changes of scale only"
 SMALL = 1e-2  # |cos(w, g)| that an ε may cause
-SPOILT = 1e-9  # |cos(w, g)| at the model's own point that is more than rounding
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Audit:
-    """What `audit` found; print it, or ask for `to_dataframe()`. Chapter 09.
-
-    Attributes
-    ----------
-    model : nn.Module
-        The audited model itself, unchanged.
-    groups : list of dict
-        Generators of the symmetries that need several tensors, name -> integer exponent c:
-        multiplying each by a^c leaves the loss, for every a > 0. All exponents are positive in a
-        joint group; both signs occur in an inverse one. They are a basis with few tensors in
-        each; products of them are symmetries too.
-    searched : str
-        How groups were looked for.
-    notes : tuple of str
-        What is to be known of the audit as a whole.
-    """
-
-    model: nn.Module
-    groups: list[dict[str, int]]
-    searched: str
-    notes: tuple[str, ...]
-    _table: pd.DataFrame
-
-    @property
-    def invariant(self) -> list[str]:
-        """Names of what is scale-invariant alone, per channel, per head or as a tensor."""
-        return list(self._table.index[self._table.verdict == "invariant"])
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row for each parameter, or for each third of a fused q/k/v projection.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Indexed by name, e.g. ``attention.in_proj_weight[q]``, with the columns
-
-            - parameter: its name in ``model.named_parameters()``;
-            - shape: of the parameter or the third of it;
-            - verdict: "invariant" (alone), "joint" (only together with others), "inverse" (one
-              may grow as another shrinks), "no effect" (any value gives the same loss), "not
-              invariant", "undecided";
-            - per: what may be rescaled independently, "channel" (an output channel or row),
-              "head" (a block of them, also a group of a GroupNorm), "tensor"; "" if nothing. Of
-              several groups the finest counts;
-            - blocks: how many of these there are; 0 if nothing;
-            - groups: positions in `Audit.groups`;
-            - norm, gradient_norm: at the model's own point, on the inputs as given;
-            - eps_violation: largest size of the cosine of weight and gradient over the blocks, at
-              the model's own point with its own ε; 0 where the invariance is exact, nan where
-              there is none;
-            - decay: what weight decay does there, in words;
-            - note: why something is undecided, or what is special.
-        """
-        return self._table.copy()
-
-    def param_groups(
-        self, weight_decay: float, other: float = 0.0
-    ) -> list[dict[str, list[nn.Parameter] | float]]:
-        """Parameter groups for a torch optimizer: decay where it sets a learning rate.
-
-        Parameters
-        ----------
-        weight_decay : float
-            λ of what is scale-invariant, alone or jointly. A fused projection belongs here if one
-            of its thirds does.
-        other : float
-            λ of everything else that is trainable: there decay shrinks the function, balances a
-            pair, or does nothing.
-
-        Returns
-        -------
-        list of dict
-            At most two groups, none of them empty. Every trainable parameter is in exactly one,
-            a tied one too; frozen ones are in none.
-
-        Notes
-        -----
-        A group wider than the search window counts as "not invariant"; see ``full=True``.
-        Chapter 09.
-        """
-        scale = set(self._table.parameter[self._table.decay.str.contains("learning rate")])
-        split: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for name, p in self.model.named_parameters():
-            if p.requires_grad:
-                split[name in scale].append(p)
-        decays = {True: weight_decay, False: other}
-        return [{"params": split[k], "weight_decay": decays[k]} for k in split if split[k]]
-
-    def _summary(self) -> pd.DataFrame:
-        lines = []
-        for verdict, decay in DECAY.items():
-            some = self._table[self._table.verdict == verdict]
-            for per, part in some.groupby("per" if verdict == "invariant" else "verdict"):
-                kind = f"invariant per {per}" if verdict == "invariant" else verdict
-                first = part.index[0] + ", …" * (len(part) > 1)
-                lines.append((kind, len(part), decay, first))
-        return pd.DataFrame(lines, columns=["verdict", "tensors", "weight decay", "e.g."])
-
-    def _lines(self) -> tuple[str, str]:
-        head = f"Audit of {type(self.model).__name__}: {len(self._table)} tensors"
-        tail = f"{len(self.groups)} joint or inverse groups, searched {self.searched}"
-        eps = self._table.eps_violation
-        if eps.max() > SPOILT:
-            tail += f"\nε spoils at most |cos(w, g)| = {eps.max():.1e}, in {eps.idxmax()}"
-        return head, tail
-
-    def __repr__(self) -> str:
-        head, tail = self._lines()
-        return f"{head}\n{self._summary().to_string(index=False)}\n{tail}"
-
-    def _repr_html_(self) -> str:
-        head, tail = (html.escape(line).replace("\n", "<br>") for line in self._lines())
-        return f"<p>{head}</p>{self._summary().to_html(index=False)}<p>{tail}</p>"
 
 
 @torch.inference_mode(False)  # which also enables gradients
@@ -245,7 +119,7 @@ def audit(
     # A block that is left out at random must be there at some of the points.
     samples = list(map(probe.at_random, range(max(batches, 12) if probe.random else batches)))
     used = [name for name in probe.pieces if any(name in s.used for s in (own, *samples))]
-    silent = [name for name in used if all(sample.silent(name) for sample in samples)]
+    silent = [name for name in probe.pieces if all(sample.silent(name) for sample in samples)]
     blocks = {n: symmetries.finest({n: 1}, samples) for n in used if n not in silent}
     rest = [name for name, count in blocks.items() if not count]
     if full:
@@ -271,9 +145,9 @@ def audit(
 
     fates = dict.fromkeys(probe.pieces, ("undecided", "the loss does not use it"))
     fates |= dict.fromkeys(used, ("not invariant", ""))
-    fates |= dict.fromkeys(silent, ("undecided", "dead on this data"))
+    fates |= dict.fromkeys(set(silent) & set(used), ("undecided", "dead on this data"))
     fates |= dict.fromkeys(felt, ("undecided", "has no gradient"))
-    fates |= dict.fromkeys(unfelt, ("no effect", ""))
+    fates |= dict.fromkeys(set(unfelt) & set(used), ("no effect", ""))
     for symmetry in found:
         fates |= dict.fromkeys(symmetry.exponents, ("not invariant", LOCAL))
     groups = [symmetry.exponents for symmetry in held if len(symmetry.exponents) > 1]
@@ -284,18 +158,22 @@ def audit(
     for symmetry in still:
         (name,) = symmetry.exponents
         fates[name] = ("invariant", SIGNS if name in gains else CHOOSES)
-    leftover = [name for name, fate in fates.items() if fate == ("not invariant", "")]
-    hidden = _hidden(probe, leftover, samples, first)
+    plain = [name for name, fate in fates.items() if fate == ("not invariant", "")]
+    hidden = _hidden(probe, plain, samples, first)
     for symmetry, note in hidden:
         fates |= dict.fromkeys(symmetry.exponents, ("invariant", note))
     for name, form in probe.forms.items():
         _say(fates, name, f"enters as {form}: decay pulls that to {_end(form)}, not to 0")
+    merged = probe.merged(fates)
     return Audit(
         model,
         groups,
         "among all tensors, and by null spaces" if full else "among all tensors",
         tuple(probe.notes),
-        _table(probe, fates, [*held, *still, *(s for s, _ in hidden)], groups, own, samples),
+        {piece.name: piece for piece in merged},
+        _table(
+            probe, merged, fates, [*held, *still, *(s for s, _ in hidden)], groups, [own, *samples]
+        ),
     )
 
 
@@ -371,15 +249,16 @@ def _end(form: str) -> str:
 
 def _table(
     probe: Probe,
+    merged: list[Piece],
     fates: dict[str, tuple[str, str]],
     held: list[Symmetry],
     groups: list[dict[str, int]],
-    own: Sample,
     samples: list[Sample],
 ) -> pd.DataFrame:
-    """One row for each parameter or piece, in the model's order."""
+    """One row for each parameter or piece, in the model's order; the first sample is its own."""
+    own, *samples = samples
     lines = []
-    for piece in probe.merged(fates, groups):
+    for piece in merged:
         name, p = piece.name, probe.named[piece.parameter]
         verdict, note = fates.get(name, ("undecided", "frozen"))
         mine = [s for s in held if name in s.exponents]
@@ -400,6 +279,7 @@ def _table(
                 "norm": probe.norm(piece),
                 "gradient_norm": own.gradient_norm(name) if name in own.stats else math.nan,
                 "eps_violation": max(violations, default=math.nan),
+                "use": probe.use(piece.parameter),
                 "decay": DECAY["no effect" if signs else verdict],
                 "note": "; ".join(filter(None, [note, unseen])),
             }

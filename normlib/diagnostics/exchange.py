@@ -113,17 +113,17 @@ class Adjusted(TorchFunctionMode):
                 return (*args[:place], self.eps, *args[place + 1 :]), named
             return args, named | {"eps": self.eps}
         if func in ADDITIONS or func in BOUNDS:
-            args = tuple(self.eps if k and self._is_eps(x) else x for k, x in enumerate(args))
-            named = {k: self.eps if k in ("min", "other") and self._is_eps(x) else x
-                     for k, x in named.items()}  # fmt: skip
+            args = tuple(map(self._eps, args))
+            named = {k: self._eps(x) if k in ("min", "other") else x for k, x in named.items()}
         return args, named
 
-    def _is_eps(self, value: Any) -> bool:
+    def _eps(self, value: Any) -> Any:
+        """Our ε in place of one that a number or a tensor of one number is."""
         if isinstance(value, Tensor):
-            if value.numel() != 1 or value.requires_grad or not value.is_floating_point():
-                return False
-            value = value.item()
-        return isinstance(value, float) and 0 < value <= TINY
+            single = value.numel() == 1 and value.is_floating_point() and not value.requires_grad
+            tiny = single and 0 < value.item() <= TINY
+            return torch.full_like(value, self.eps) if tiny else value
+        return self.eps if isinstance(value, float) and 0 < value <= TINY else value
 
 
 @contextlib.contextmanager

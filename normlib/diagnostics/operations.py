@@ -25,7 +25,13 @@ SUMS = "add sub rsub subtract maximum minimum"
 JOINED = """cat concat concatenate stack hstack vstack dstack index_add scatter_add scatter
     scatter_reduce index_copy index_put masked_scatter copy setitem lerp"""
 PRODUCTS = "mul multiply bmm mv dot inner outer tensordot einsum bilinear kron cross multi_dot"
-POWERS = {"square": 2, "sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "reciprocal": -1, "var": 2}
+POWERS: dict[str, Fraction | int] = {
+    "square": 2,
+    "sqrt": Fraction(1, 2),
+    "rsqrt": Fraction(-1, 2),
+    "reciprocal": -1,
+    "var": 2,
+}
 # What has no scale, whatever that of its arguments is.
 FREE = """normalize cosine_similarity sign sgn heaviside zeros_like ones_like empty_like full_like
     rand_like randn_like new_zeros new_ones new_empty new_full new_tensor bernoulli"""
@@ -239,6 +245,14 @@ def attention(units: Units, args: Any, kwargs: Any) -> Degree:
     return value
 
 
+def looked_up(units: Units, args: Any, kwargs: Any) -> Degree:
+    weight = argument(args, kwargs, 1, "weight")
+    owner = units.parameter(weight)
+    if owner is not None:
+        units.used(owner.name, "embedding")
+    return units.degree(weight)
+
+
 def padded(units: Units, args: Any, kwargs: Any) -> Degree:
     return common(units, [args[0], argument(args, kwargs, 3, "value") or 0])
 
@@ -256,6 +270,10 @@ def multi_head(units: Units, args: Any, kwargs: Any) -> Degree:
             units.equal(units.degree(units.third(packed_bias, k)), degree)
         units.activations.append(degree)
         degrees.append(degree)
+        for one in (weight, args[11]):
+            owner = units.parameter(one)
+            if owner is not None:
+                units.used(owner.name, "matrix")
     for k, extra in ((1, args[7]), (2, args[8])):
         if extra is not None:
             units.equal(units.degree(extra), degrees[k])
@@ -290,7 +308,7 @@ RULES: dict[str, Rule] = {
     "pad": lambda units, args, kwargs: common(
         units, [args[0], argument(args, kwargs, 3, "value") or 0]
     ),
-    "embedding": lambda units, args, kwargs: units.degree(argument(args, kwargs, 1, "weight")),
+    "embedding": looked_up,
     "linear": linear,
     "addmm": addmm,
     "layer_norm": norm(2, 3),

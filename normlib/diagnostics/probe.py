@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from normlib.diagnostics.arguments import Inputs, Loss, check, loss_of, size_of
 from normlib.diagnostics.exchange import Adjusted, Belongings, undisturbed, widened
 from normlib.diagnostics.operations import RULES, ended
 from normlib.diagnostics.pieces import Piece, Weights
@@ -22,8 +22,6 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 NO_ROW = 1e-15  # a row's gradient relative to the largest tensor's that is none
 PRECISION = {torch.float64: DOUBLE, torch.float32: SINGLE}
 
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
-Loss = Callable[..., Tensor]
 Batch = tuple[Any, Any]
 T = TypeVar("T")
 
@@ -46,14 +44,14 @@ class Probe:
         noise: float = 0.5,
         shuffle: bool = True,
     ) -> None:
-        _check(model)
+        check(model)
         if not isinstance(inputs, Tensor | tuple | dict):
             kind = type(inputs).__name__
             raise TypeError(f"inputs must be a tensor, or a tuple or dict of tensors; got {kind}")
         self.model, self.batch, self.loss, self.seed = model, (inputs, targets), loss, seed
         self.noise, self.shuffle = noise, shuffle
         self.named = dict(model.named_parameters())
-        self.sizes = {name: _size_of(p) for name, p in self.named.items()}
+        self.sizes = {name: size_of(p) for name, p in self.named.items()}
         self.belongings = Belongings((model, loss))
         self.dtype, self.notes = torch.float64, list[str]()
         self.random = False  # whether a forward draws random numbers
@@ -105,6 +103,7 @@ class Probe:
         self.everything = [piece for some in pieces.values() for piece in some]
         trained = (p for p in self.everything if self.named[p.parameter].requires_grad)
         self.pieces = {piece.name: piece for piece in trained}
+        self.uses = units.uses
         self.forms = {name: " and ".join(sorted(forms)) for name, forms in units.forms.items()}
         if units.unknown:
             self.notes.append(
@@ -217,9 +216,16 @@ class Probe:
         some = int(dark.sum())
         return f"{some} of {piece.count} rows get no gradient on this data" if some else ""
 
-    def merged(
-        self, fates: dict[str, tuple[str, str]], groups: Sequence[Mapping[str, int]]
-    ) -> list[Piece]:
+    def use(self, parameter: str) -> str:
+        """What a forward does with a parameter."""
+        if "embedding" in self.uses[parameter]:
+            return "embedding"
+        matrices = [name for name, uses in self.uses.items() if "matrix" in uses]
+        if parameter not in matrices:
+            return ""
+        return "last matrix" if parameter == matrices[-1] else "matrix"
+
+    def merged(self, fates: dict[str, tuple[str, str]]) -> list[Piece]:
         """The pieces, but a parameter whose pieces all are not invariant whole again."""
         found: dict[str, Piece] = {}
         for piece in self.everything:
@@ -343,64 +349,10 @@ class Probe:
             output = self.model(**inputs)
         else:
             output = self.model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-        return _loss(self.loss, output, targets, self.seed + number)
+        return loss_of(self.loss, output, targets, self.seed + number)
 
 
 def _gradients(loss: Tensor, leaves: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """As torch.autograd.grad, which would leave our modes before a checkpoint is repeated."""
     run: Any = torch.autograd.Variable._execution_engine.run_backward
     return run((loss,), (torch.ones_like(loss),), False, False, leaves, True, accumulate_grad=False)
-
-
-def _check(model: nn.Module) -> None:
-    """Raise if the model's parameters cannot be audited."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(
-            "the model is TorchScript, whose operations cannot be seen; audit the "
-            "module that it was made from"
-        )
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    for name, p in tensors.items():
-        if nn.parameter.is_lazy(p):
-            raise ValueError(f"{name} is not initialised; run the model once on a batch first")
-        if isinstance(p, nn.Parameter) and (p.is_complex() or p.layout != torch.strided):
-            kind = "complex" if p.is_complex() else "sparse"
-            raise ValueError(f"{name} is {kind}; an audit needs real and dense tensors")
-    devices = sorted({str(p.device) for p in tensors.values()})
-    if len(devices) > 1:
-        raise ValueError(f"the model lies on {' and '.join(devices)}; move it to one device first")
-    if devices == ["meta"]:
-        raise ValueError("the model lies on meta and has no values; load them first")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("the model has no trainable parameter; set requires_grad on what trains")
-
-
-def _size_of(parameter: Tensor) -> float:
-    """What is large for an entry: their root mean square, or what an initialization makes."""
-    w = parameter.detach()
-    fan = w[0].numel() if w.ndim > 1 else 1
-    return max(float(w.double().square().mean().sqrt()), fan**-0.5)
-
-
-def _loss(loss: Loss | None, output: Any, targets: Tensor | None, seed: int) -> Tensor:
-    """The user's loss, or one that suits the targets."""
-    if loss is not None:
-        value = loss(output) if targets is None else loss(output, targets)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"loss must return one number, got {got}; take its mean or sum")
-        return value.reshape(())
-    if not isinstance(output, Tensor):
-        kind = type(output).__name__
-        raise ValueError(f"the model returns a {kind}, no tensor; give a loss that takes it")
-    if targets is None:
-        generator = torch.Generator().manual_seed(seed)
-        targets = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    if output.shape == targets.shape:
-        return F.mse_loss(output, targets.to(output))
-    if targets.dtype == torch.int64 and output.shape[:-1] == targets.shape:
-        return F.cross_entropy(output.flatten(0, -2), targets.flatten())
-    if targets.dtype == torch.int64 and output.shape[:1] + output.shape[2:] == targets.shape:
-        return F.cross_entropy(output, targets)
-    shapes = f"targets {tuple(targets.shape)} to output {tuple(output.shape)}"
-    raise ValueError(f"no default loss fits {shapes}; give int64 class labels or a loss")

@@ -237,9 +237,9 @@ def proposals(
             for name, row in exponents.items()
         }
         size = math.lcm(*(value.denominator for value in solution.values()))
-        whole = {name: int(value * size) for name, value in solution.items() if value}
-        divisor = math.gcd(*whole.values()) * (1 if next(iter(whole.values())) > 0 else -1)
-        found.append({name: value // divisor for name, value in whole.items()})
+        scaled = {name: int(value * size) for name, value in solution.items() if value}
+        divisor = math.gcd(*scaled.values()) * (1 if next(iter(scaled.values())) > 0 else -1)
+        found.append({name: exponent // divisor for name, exponent in scaled.items()})
     return found
 
 

@@ -91,6 +91,7 @@ class Units(TorchFunctionMode):
         self.layouts: dict[str, Layout] = {}
         self.labels: dict[str, str] = {}
         self.forms: dict[str, set[str]] = defaultdict(set)  # such as "1 + w"
+        self.uses: dict[str, set[str]] = defaultdict(set)  # in the order of the last use
         self.unknown: dict[str, None] = {}
 
     def begin(self, *tensors: Mapping[str, Tensor]) -> None:
@@ -116,6 +117,8 @@ class Units(TorchFunctionMode):
         name = _name(func)
         if not any(id(leaf) in self.seen for leaf in tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
+        if name == "iter":
+            return iter(self.__torch_function__(Tensor.unbind, types, args, kwargs))
         if name in VIEWS or name in KEPT:
             first = args[0] if args else kwargs.get("input", kwargs.get("self"))
             known = self.seen.get(id(first))
@@ -126,7 +129,7 @@ class Units(TorchFunctionMode):
             return out
         rule = self.rules.get(name)
         # Before the operation for what it changes in place, after it for its shape.
-        demanded = rule(self, args, kwargs) if rule else None
+        demanded: Any = rule(self, args, kwargs) if rule else None
         out = func(*args, **kwargs)
         outs = [args[0]] if name == "setitem" else tree_leaves(out)
         outs = [one for one in outs if isinstance(one, Tensor) and one.is_floating_point()]
@@ -179,6 +182,9 @@ class Units(TorchFunctionMode):
         self.activations.append(degree)
         return degree
 
+    def used(self, name: str, how: str) -> None:
+        self.uses[name] = self.uses.pop(name, set()) | {how}
+
     def equal(self, one: Degree, other: Degree) -> None:
         difference = combined((one, 1), (other, -1))
         if difference:
@@ -189,6 +195,8 @@ class Units(TorchFunctionMode):
     ) -> Callable[[Tensor], Traced | Degree]:
         """Of an input of some degree with a parameter whose rows make features, and a bias."""
         view = self.parameter(weight)
+        if view is not None:
+            self.used(view.name, "matrix")
         if view is None or (bias is not None and self.parameter(bias) is None):
             total = combined((degree, 1), (self.degree(weight), 1))
             if bias is not None:
