@@ -7,6 +7,7 @@ Needs the extra ``models``: timm and transformers. Configurations are small and 
 """
 
 import argparse
+import copy
 import csv
 import datetime
 import importlib
@@ -94,22 +95,25 @@ CASES: dict[str, Callable[[], Case]] = {
         "cait_xxs24_224": {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64},
         "beit_base_patch16_224": VIT,
         "eva02_tiny_patch14_224": {**VIT, "patch_size": 16},
-        "mixer_s32_224": {"img_size": 64, "embed_dim": 48, "num_blocks": 2},
-        "resmlp_12_224": {"img_size": 64, "embed_dim": 48, "num_blocks": 2},
-        "gmlp_ti16_224": {"img_size": 64, "embed_dim": 48, "num_blocks": 2},
         "convnext_atto": {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48)},
         "convnextv2_atto": {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48)},
-        "convmixer_768_32": {"dim": 32, "depth": 2},
-        "poolformer_s12": {"layers": (1, 1, 1, 1), "embed_dims": (16, 24, 32, 48)},
         "ghostnet_050": {},
         "lcnet_050": {},
         "nf_resnet26": {"pretrained": False},
-        "resnetv2_50x1_bit": {"layers": (1, 1, 1, 1), "channels": (64, 64, 64, 128)},
         "tf_efficientnetv2_b0": {},
         "repvgg_a0": {},
         "hardcorenas_a": {},
         "xcit_nano_12_p16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64},
     }.items()},
+    "mixer": lambda: pictures(importlib.import_module("timm.models.mlp_mixer").MlpMixer(
+        num_classes=4, img_size=64, patch_size=16, num_blocks=2, embed_dim=48
+    )),
+    "convmixer": lambda: pictures(importlib.import_module("timm.models.convmixer").ConvMixer(
+        32, 2, kernel_size=5, patch_size=8, num_classes=4
+    )),
+    "poolformer": lambda: pictures(importlib.import_module("timm.models.metaformer").MetaFormer(
+        num_classes=4, depths=(1, 1, 1, 1), dims=(16, 24, 32, 48)
+    )),
     "gpt2": language("GPT2", "LMHeadModel", **GPT2),
     "opt": language("OPT", ffn_dim=48, word_embed_proj_dim=32),
     "gpt_neox": language("GPTNeoX"),
@@ -148,8 +152,6 @@ def rescaled_loss(case: Case) -> Callable[[dict[str, Tensor]], float]:
 
     Independent of the audit: the model's own modules, with a small ε where they have one by name.
     """
-    import copy
-
     model = copy.deepcopy(case.model).double().train()
     for module in model.modules():
         for name, value in vars(module).items():
@@ -258,9 +260,10 @@ def main(names: Iterable[str]) -> None:
         with TABLE.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*rows[0], "versions"], restval="")
             writer.writeheader()
-            packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "torchvision", "timm", "transformers"))
+            packages = ("torch", "torchvision", "timm", "transformers")
+            used = ", ".join(f"{package} {version(package)}" for package in packages)
             for row in rows:
-                writer.writerow({**row, "versions": f"{datetime.date.today()}: {packages}"})
+                writer.writerow({**row, "versions": f"{datetime.date.today()}: {used}"})
 
 
 if __name__ == "__main__":

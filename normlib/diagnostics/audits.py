@@ -25,7 +25,7 @@ CHOOSES = "has no gradient; it only chooses, and its scale changes no choice"
 STRAIGHT = "exactly, but the gradient is a stand-in that does not know it (straight-through)"
 LITERAL = "but for an ε that could not be removed"
 LOCAL = "invariant to small changes of scale only"
-SMALL = 1e-2  # |cos(w, g)| that an ε may cause
+SMALL = 1e-3  # |cos(w, g)| that an ε may cause
 
 
 @torch.inference_mode(False)  # which also enables gradients
