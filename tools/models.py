@@ -153,6 +153,8 @@ def rescaled_loss(case: Case) -> Callable[[dict[str, Tensor]], float]:
     Independent of the audit: the model's own modules, with a small ε where they have one by name.
     """
     model = copy.deepcopy(case.model).double().train()
+    if hasattr(model, "set_experts_implementation"):  # the others refuse double precision
+        model.set_experts_implementation("eager")
     for module in model.modules():
         for name, value in vars(module).items():
             if name.endswith(("eps", "epsilon")) and isinstance(value, float):

@@ -91,9 +91,9 @@ def audit(
     Modules are in the modes that they have in training: if the model is in eval mode, in those
     that its ``train()`` gives them. Dropout is off, also in layers of other names that only hide
     some of their input in training. Other random numbers are part of the function, the same
-    whenever a point is evaluated. It takes about ``2 * batches`` gradients in float64, for which
-    all tensors that an operation takes are exchanged for copies; hooks run with them. The points
-    are the model's own plus noise, the batches are the inputs shuffled and with noise.
+    whenever a point is evaluated. It takes about ``batches + 2`` gradients and 8 losses in
+    float64, for which all tensors that an operation takes are exchanged for copies; hooks run with
+    them. The points are the model's own plus noise, the batches the inputs shuffled and with noise.
 
     Groups are proposed by what the forward's operations let scales be, as units are in physics,
     which also says where it cuts a fused projection; an ε is set to nearly 0 wherever one is
@@ -114,10 +114,11 @@ def audit(
     if isinstance(model, WRAPPERS):
         model = model.module
     probe = Probe(model, inputs, targets, loss, seed, noise, shuffle)
-    proposed = probe.proposals(split or {})
+    proposed, sample = probe.begin(split or {})
     own = probe.own()
     # A block that is left out at random must be there at some of the points.
-    samples = list(map(probe.at_random, range(max(batches, 12) if probe.random else batches)))
+    more = range(1, max(batches, 12) if probe.random else batches)
+    samples = [sample, *map(probe.at_random, more)]
     used = [name for name in probe.pieces if any(name in s.used for s in (own, *samples))]
     silent = [name for name in probe.pieces if all(sample.silent(name) for sample in samples)]
     blocks = {n: symmetries.finest({n: 1}, samples) for n in used if n not in silent}
@@ -132,16 +133,17 @@ def audit(
         found += [Symmetry(exponents, count)] if count else []
     # At points of its own, and at several: at one, stochastic depth may hide the difference.
     first = len(samples)
-    held = _confirmed(probe, found, first, batches)
+    points = batches if probe.random else 2  # one up, one down
+    held = _confirmed(probe, found, first, points)
     never = _silent_anywhere(probe, silent, first)
     others, _ = probe.point(first, far=True)
-    replaced = [lambda name, values: probe.pieces[name].replace(values, others)] * batches
+    replaced = [lambda name, values: probe.pieces[name].replace(values, others)] * points
     unfelt = probe.unfelt(never, first, replaced)
     # No gradient, but not without effect: a gain before a norm, or what only chooses.
     felt = [name for name in never if name not in unfelt]
     gains = {n for n in felt if probe.width(n) == 1}
     kept = [Symmetry({n: 1}, probe.pieces[n].count if n in gains else 1) for n in felt]
-    still = _confirmed(probe, kept, first, batches)
+    still = _confirmed(probe, kept, first, points)
 
     fates = dict.fromkeys(probe.pieces, ("undecided", "the loss does not use it"))
     fates |= dict.fromkeys(used, ("not invariant", ""))
@@ -164,16 +166,15 @@ def audit(
         fates |= dict.fromkeys(symmetry.exponents, ("invariant", note))
     for name, form in probe.forms.items():
         _say(fates, name, f"enters as {form}: decay pulls that to {_end(form)}, not to 0")
-    merged = probe.merged(fates)
+    felt_as = [*held, *still, *(symmetry for symmetry, _ in hidden)]
+    merged = probe.merged(fates, felt_as, [own, *samples])
     return Audit(
         model,
         groups,
         "among all tensors, and by null spaces" if full else "among all tensors",
         tuple(probe.notes),
         {piece.name: piece for piece in merged},
-        _table(
-            probe, merged, fates, [*held, *still, *(s for s, _ in hidden)], groups, [own, *samples]
-        ),
+        _table(probe, merged, fates, felt_as, groups, [own, *samples]),
     )
 
 

@@ -157,6 +157,7 @@ class Belongings:
                 pending += values
                 if put is not None:
                     self.content.append((values, put))
+        self.masks: dict[int, bool] = {}  # whether a module is dropout, once that is known
         self.modules = [box for box in seen.values() if isinstance(box, nn.Module)]
 
     @contextlib.contextmanager
@@ -184,7 +185,7 @@ class Belongings:
                 if any(map(operator.is_not, items, values)):
                     put(items)
             for module in self.modules:
-                _adjust(module)
+                _adjust(module, self.masks)
             yield
         finally:
             for values, put in self.content:
@@ -235,7 +236,7 @@ def _refill(box: Any, content: Iterable[Any]) -> None:
         (box.update if isinstance(box, set) else box.extend)(content)
 
 
-def _adjust(module: nn.Module) -> None:
+def _adjust(module: nn.Module, masks: dict[int, bool]) -> None:
     """No dropout, and no batch too small."""
     state = vars(module)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -243,16 +244,18 @@ def _adjust(module: nn.Module) -> None:
     if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
         state["dropout"] = 0.0
     if not (state["_modules"] or state["_parameters"] or state["_buffers"]):
-        module.register_forward_pre_hook(_unmasked)
+        module.register_forward_pre_hook(partial(_unmasked, masks))
 
 
-def _unmasked(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _unmasked(masks: dict[int, bool], module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Switch off dropout of any name: what keeps zeros in training, and anything otherwise.
 
     As part of the function it would hide symmetries: a bias that the next batch norm removes has
     an effect once stochastic depth gives it to some examples only.
     """
-    if len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not inputs[0].is_floating_point():
+        return
+    if id(module) not in masks:
         x, state = inputs[0].detach(), vars(module).copy()
 
         def keeps(x: Tensor, training: bool) -> bool:
@@ -260,10 +263,13 @@ def _unmasked(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             found = module.forward(x.clone())
             return isinstance(found, Tensor) and found.shape == x.shape and torch.equal(found, x)
 
-        with torch.no_grad():
-            masks = keeps(torch.zeros_like(x), training=True) and keeps(x, training=False)
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            masks[id(module)] = keeps(torch.zeros_like(x), training=True) and keeps(
+                x, training=False
+            )
         vars(module).clear()
-        vars(module).update(state | {"training": state["training"] and not masks})
+        vars(module).update(state)
+    module.training = module.training and not masks[id(module)]
 
 
 def _enough(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

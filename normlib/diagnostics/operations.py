@@ -71,6 +71,8 @@ def common(units: Units, values: Iterable[Any]) -> Degree:
     """The degree that all summands must have."""
     degrees = []
     for value in values:
+        if isinstance(value, Tensor) and not value.numel():
+            continue
         if id(value) in units.seen:
             degrees.append(units.degree(value))
         elif not neutral(value):

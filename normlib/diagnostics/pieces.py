@@ -74,6 +74,9 @@ class Piece:
     def scale(self, values: Weights, factors: np.ndarray) -> None:
         """Multiply each of equal blocks of rows by its factor, in a copy of the parameter."""
         tensor = values[self.parameter]
+        if self.chosen is None and len(factors) == 1:
+            values[self.parameter] = tensor * float(factors[0])
+            return
         each = np.ones(self.layout.rows)
         each[self.rows] = np.repeat(factors, self.count // len(factors))
         spread = self.layout.spread(torch.as_tensor(each).to(tensor), tensor.shape)

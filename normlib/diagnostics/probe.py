@@ -14,11 +14,12 @@ from normlib.diagnostics.arguments import Inputs, Loss, check, loss_of, size_of
 from normlib.diagnostics.exchange import Adjusted, Belongings, undisturbed, widened
 from normlib.diagnostics.operations import RULES, ended
 from normlib.diagnostics.pieces import Piece, Weights
-from normlib.diagnostics.symmetries import DOUBLE, SINGLE, Sample, Thresholds
+from normlib.diagnostics.symmetries import DOUBLE, SINGLE, Sample, Symmetry, Thresholds
 from normlib.diagnostics.units import Units
 
 EPS = 1e-20  # torch's batch norm refuses 0; against a variance of order 1 this is none
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+RANDOM = "a random point near the model's own"
 NO_ROW = 1e-15  # a row's gradient relative to the largest tensor's that is none
 PRECISION = {torch.float64: DOUBLE, torch.float32: SINGLE}
 
@@ -54,6 +55,8 @@ class Probe:
         self.sizes = {name: size_of(p) for name, p in self.named.items()}
         self.belongings = Belongings((model, loss))
         self.dtype, self.notes = torch.float64, list[str]()
+        self.trained = [name for name, p in self.named.items() if p.requires_grad]
+        self.before: dict[int, float] = {}  # losses at points, before anything is changed
         self.random = False  # whether a forward draws random numbers
         self.pieces: dict[str, Piece] = {}
         self._find_precision()
@@ -78,12 +81,7 @@ class Probe:
             )
         if not math.isfinite(first):
             raise ValueError(f"the loss is {first} at the model's own point; check its arguments")
-        again = self._own_loss()
-        if again != first and abs(again - first) > self.thresholds.change * abs(first):
-            raise ValueError(
-                f"the loss does not repeat: {first:.6g}, then {again:.6g} at the same point with "
-                "the same random seed; give the forward's own generator a fixed seed"
-            )
+        self.first = first
 
     def _own_loss(self) -> float:
         return self._loss_and_gradients(self._own_values(), self.batch, 0, None)[0]
@@ -91,18 +89,17 @@ class Probe:
     def _own_values(self) -> Weights:
         return {name: widened(p, self.dtype) for name, p in self.named.items()}
 
-    def proposals(self, split: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
-        """Cut the parameters as the forward does, and see which exponents it leaves free."""
-        values, batch = self.point(0)
+    def begin(self, split: Mapping[str, Sequence[int]]) -> tuple[list[dict[str, int]], Sample]:
+        """Cut the parameters as the forward does; the exponents that it leaves free; a sample."""
         shapes = {name: tuple(p.shape) for name, p in self.named.items()}
         units = Units(shapes, RULES, ended)
-        self._loss_and_gradients(values, batch, 0, EPS, units=units)
+        values, batch = self.point(0)
+        loss, gradients = self._loss_and_gradients(values, batch, 0, EPS, self.trained, units)
         for name, sizes in split.items():
             units.cut(name, sizes)
         pieces, found = units.solved()
         self.everything = [piece for some in pieces.values() for piece in some]
-        trained = (p for p in self.everything if self.named[p.parameter].requires_grad)
-        self.pieces = {piece.name: piece for piece in trained}
+        self.pieces = {p.name: p for p in self.everything if p.parameter in self.trained}
         self.uses = units.uses
         self.forms = {name: " and ".join(sorted(forms)) for name, forms in units.forms.items()}
         if units.unknown:
@@ -110,15 +107,24 @@ class Probe:
                 f"the search for groups does not know {', '.join(sorted(units.unknown))}, and took "
                 "it for what no scale passes; full=True searches without such knowledge"
             )
-        return [one for one in found if self.pieces.keys() >= one.keys()]
+        proposals = [one for one in found if self.pieces.keys() >= one.keys()]
+        return proposals, self._sample(values, loss, gradients, RANDOM)
 
     def own(self) -> Sample:
         """At the model's own point and ε, on the batch as given."""
-        return self._sample(self._own_values(), self.batch, 0, None, "the model's own point")
+        values = self._own_values()
+        loss, gradients = self._loss_and_gradients(values, self.batch, 0, None, self.trained)
+        if abs(loss - self.first) > self.thresholds.change * abs(self.first):
+            raise ValueError(
+                f"the loss does not repeat: {self.first:.6g}, then {loss:.6g} at the same point "
+                "with the same random seed; give the forward's own generator a fixed seed"
+            )
+        return self._sample(values, loss, gradients, "the model's own point")
 
     def at_random(self, number: int, far: bool = False) -> Sample:
-        where = "a random point near the model's own"
-        return self._sample(*self.point(number, far), number, EPS, where)
+        values, batch = self.point(number, far)
+        found = self._loss_and_gradients(values, batch, number, EPS, self.trained)
+        return self._sample(values, *found, RANDOM)
 
     def point(self, number: int, far: bool = False) -> tuple[Weights, Batch]:
         """A random point near the model's own, or anywhere, and another batch."""
@@ -228,17 +234,37 @@ class Probe:
             return ""
         return "last matrix" if parameter == matrices[-1] else "matrix"
 
-    def merged(self, fates: dict[str, tuple[str, str]]) -> list[Piece]:
-        """The pieces, but a parameter whose pieces all are not invariant whole again."""
-        found: dict[str, Piece] = {}
+    def merged(
+        self,
+        fates: dict[str, tuple[str, str]],
+        held: list[Symmetry],
+        samples: Sequence[Sample],
+    ) -> list[Piece]:
+        """The pieces, but whole again where none is symmetric, or all are in blocks of a size."""
+        parted: dict[str, list[Piece]] = {}
         for piece in self.everything:
-            mine = [p.name for p in self.everything if p.parameter == piece.parameter]
-            dull = {fates.get(name) for name in mine} == {("not invariant", "")}
-            if dull and len(mine) > 1:
-                piece = Piece(piece.parameter, piece.parameter, piece.layout)
-                fates[piece.name] = ("not invariant", "")
-            found.setdefault(piece.name, piece)
-        return list(found.values())
+            parted.setdefault(piece.parameter, []).append(piece)
+        found: list[Piece] = []
+        for parameter, some in parted.items():
+            alone = [[s for s in held if [*s.exponents] == [p.name]] for p in some]
+            sizes = {p.count // s[0].blocks if s else 0 for p, s in zip(some, alone, strict=True)}
+            together = all(p.rows == list(range(p.rows[0], p.rows[-1] + 1)) for p in some)
+            in_blocks = together and len(sizes) == 1 and 0 not in sizes
+            alike = {fates.get(p.name) for p in some}
+            if len(some) == 1 or not (alike == {("not invariant", "")} or in_blocks):
+                found += some
+                continue
+            whole = Piece(parameter, parameter, some[0].layout)
+            fates[parameter] = fates[some[0].name]
+            if in_blocks:
+                held.append(Symmetry({parameter: 1}, whole.count // sizes.pop()))
+            for sample in samples:
+                rows = np.empty((3, whole.count))
+                for p in some:
+                    rows[:, p.rows] = sample.stats[p.name]
+                sample.stats[parameter] = rows
+            found.append(whole)
+        return found
 
     def unfelt(
         self, some: list[T], first: int, edits: Iterable[Callable[[T, Weights], None]]
@@ -246,7 +272,9 @@ class Probe:
         """Those of `some` that leave the loss when edits change values, each at another point."""
         for number, edit in enumerate(edits if some else (), first):
             values, batch = self.point(number)
-            before, _ = self._loss_and_gradients(values, batch, number, EPS)
+            if number not in self.before:
+                self.before[number], _ = self._loss_and_gradients(values, batch, number, EPS)
+            before = self.before[number]
             passed: list[T] = []
             pending = [some]
             while pending:
@@ -263,11 +291,7 @@ class Probe:
             some = passed
         return some
 
-    def _sample(
-        self, values: Weights, batch: Batch, number: int, eps: float | None, where: str
-    ) -> Sample:
-        wanted = list(dict.fromkeys(piece.parameter for piece in self.pieces.values()))
-        loss, gradients = self._loss_and_gradients(values, batch, number, eps, wanted)
+    def _sample(self, values: Weights, loss: float, gradients: Weights, where: str) -> Sample:
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss} at {where}; check inputs, targets and loss")
         stats, rows = {}, dict[str, np.ndarray]()

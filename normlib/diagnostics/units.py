@@ -161,9 +161,11 @@ class Units(TorchFunctionMode):
     def degree(self, tensor: Any) -> Degree:
         """Of a tensor that an operation takes whole; what is not computed from parameters has 0."""
         known = self.seen.get(id(tensor), (None, None))[1]
+        if known is None or not tensor.numel():
+            return {}
         if isinstance(known, Parameter):
             return {self._variable(known.name, self._rows(known)): Fraction(1)}
-        return self._settled(known) if known is not None else {}
+        return self._settled(known)
 
     def _settled(self, known: Traced) -> Degree:
         """The degree of features that part ways no more."""
@@ -309,8 +311,6 @@ class Units(TorchFunctionMode):
             known, features = Traced(self._settled(known)), [None] * len(leaves)
         for leaf, mine in zip(leaves, features, strict=True):
             self.seen[id(leaf)] = leaf, replace(known, features=mine)
-
-    # What came out
 
     def solved(self) -> tuple[dict[str, list[Piece]], list[dict[str, int]]]:
         """The parameters in pieces that the forward uses apart, and which exponents are free.
