@@ -23,6 +23,7 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision
 
 import normlib as nl
 from normlib.sweeps import training
@@ -293,6 +294,29 @@ A GPU has not been measured.
 """
 
 
+AUDITED = ("ResNet-50, 64 px", "ViT-B/16, 64 px", "GPT-2 small, 64 tokens")
+
+
+def audited(name: str) -> tuple[torch.nn.Module, float]:
+    """A model at full size, and the seconds that its audit takes."""
+    torch.manual_seed(0)
+    loss, labels = None, torch.arange(8)
+    if name.startswith("GPT"):
+        import transformers
+
+        config = transformers.GPT2Config(n_positions=64, use_cache=False)
+        model = transformers.GPT2LMHeadModel(config)
+        ids = torch.randint(0, 50257, (8, 64))
+        inputs, labels, loss = {"input_ids": ids, "labels": ids}, None, lambda out: out.loss
+    else:
+        inputs = torch.randn(8, 3, 64, 64)
+        zoo = torchvision.models
+        model = zoo.resnet50() if "ResNet" in name else zoo.vit_b_16(image_size=64)
+    start = time.perf_counter()
+    nl.audit(model, inputs, labels, loss)
+    return model, time.perf_counter() - start
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
@@ -387,6 +411,15 @@ def main():
     for make in (torch.optim.SGD, torch.optim.AdamW):
         plain, added = tracked(2 if quick else 20 * rounds, make=make)
         say(f"| {make.__name__} | {plain:.0f} | {added:.0f} ms | {10 * added / plain:.1f} % |")
+    say()
+    say("**What `nl.audit` takes**, batch 8, groups along the whole network, on this CPU.")
+    say()
+    say("| model | parameters | seconds |")
+    say("|---|---|---|")
+    for name in AUDITED[: 1 if quick else None]:
+        model, seconds = audited(name)
+        size = sum(p.numel() for p in model.parameters()) / 1e6
+        say(f"| {name} | {size:.0f} million | {seconds:.0f} |")
     say()
     say("**Importing**, beyond torch, in a process of its own.")
     say()

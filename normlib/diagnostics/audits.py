@@ -34,7 +34,7 @@ def audit(
     inputs: Inputs,
     targets: Tensor | None = None,
     loss: Loss | None = None,
-    batches: int = 3,
+    batches: int = 2,
     full: bool = False,
     split: Mapping[str, Sequence[int]] | None = None,
     noise: float = 0.5,
@@ -91,7 +91,7 @@ def audit(
     Modules are in the modes that they have in training: if the model is in eval mode, in those
     that its ``train()`` gives them. Dropout is off, also in layers of other names that only hide
     some of their input in training. Other random numbers are part of the function, the same
-    whenever a point is evaluated. It takes about ``batches + 2`` gradients and 8 losses in
+    whenever a point is evaluated. It takes about ``batches + 1`` gradients and 9 losses in
     float64, for which all tensors that an operation takes are exchanged for copies; hooks run with
     them. The points are the model's own plus noise, the batches the inputs shuffled and with noise.
 
@@ -135,20 +135,19 @@ def audit(
     first = len(samples)
     points = batches if probe.random else 2  # one up, one down
     held = _confirmed(probe, found, first, points)
-    never = _silent_anywhere(probe, silent, first)
-    others, _ = probe.point(first, far=True)
+    # Far from the model's own point nothing stays dead by accident.
+    others, _ = probe.point(first + points, far=True)
     replaced = [lambda name, values: probe.pieces[name].replace(values, others)] * points
-    unfelt = probe.unfelt(never, first, replaced)
-    # No gradient, but not without effect: a gain before a norm, or what only chooses.
-    felt = [name for name in never if name not in unfelt]
+    unfelt = probe.unfelt(silent, first, replaced, far=True)
+    # No gradient, but not without effect: a gain before a norm, what only chooses, or dead units.
+    felt = [name for name in silent if name not in unfelt]
     gains = {n for n in felt if probe.width(n) == 1}
     kept = [Symmetry({n: 1}, probe.pieces[n].count if n in gains else 1) for n in felt]
-    still = _confirmed(probe, kept, first, points)
+    still = _confirmed(probe, kept, first, points, far=True)
 
     fates = dict.fromkeys(probe.pieces, ("undecided", "the loss does not use it"))
     fates |= dict.fromkeys(used, ("not invariant", ""))
     fates |= dict.fromkeys(set(silent) & set(used), ("undecided", "dead on this data"))
-    fates |= dict.fromkeys(felt, ("undecided", "has no gradient"))
     fates |= dict.fromkeys(set(unfelt) & set(used), ("no effect", ""))
     for symmetry in found:
         fates |= dict.fromkeys(symmetry.exponents, ("not invariant", LOCAL))
@@ -214,7 +213,9 @@ def _hidden(
     return found + [(Symmetry({n: 1}, 1), LITERAL) for n in small if probe.levels_off(n, first)]
 
 
-def _confirmed(probe: Probe, some: list[Symmetry], first: int, points: int) -> list[Symmetry]:
+def _confirmed(
+    probe: Probe, some: list[Symmetry], first: int, points: int, far: bool = False
+) -> list[Symmetry]:
     """Those that leave the loss under actual, large changes of scale, up and down."""
     draw = np.random.default_rng(probe.seed)
 
@@ -224,16 +225,7 @@ def _confirmed(probe: Probe, some: list[Symmetry], first: int, points: int) -> l
         for name, c in symmetry.exponents.items():
             probe.pieces[name].scale(values, 2.0 ** (c * power))
 
-    return probe.unfelt(some, first, [partial(rescale, (-1) ** k) for k in range(points)])
-
-
-def _silent_anywhere(probe: Probe, silent: list[str], number: int) -> list[str]:
-    """Those of the silent that are so far from the model's own point too, not just dead."""
-    try:
-        sample = probe.at_random(number, far=True) if silent else None
-    except ValueError:  # not every model has a finite loss everywhere
-        return silent
-    return [name for name in silent if sample and sample.silent(name)]
+    return probe.unfelt(some, first, [partial(rescale, (-1) ** k) for k in range(points)], far)
 
 
 def _say(fates: dict[str, tuple[str, str]], parameter: str, what: str) -> None:

@@ -122,7 +122,7 @@ class Adjusted(TorchFunctionMode):
         if isinstance(value, Tensor):
             single = value.numel() == 1 and value.is_floating_point() and not value.requires_grad
             tiny = single and 0 < value.item() <= TINY
-            return torch.full_like(value, self.eps) if tiny else value
+            return torch.full_like(value, float(self.eps or 0)) if tiny else value
         return self.eps if isinstance(value, float) and 0 < value <= TINY else value
 
 

@@ -56,7 +56,9 @@ class Probe:
         self.belongings = Belongings((model, loss))
         self.dtype, self.notes = torch.float64, list[str]()
         self.trained = [name for name, p in self.named.items() if p.requires_grad]
-        self.before: dict[int, float] = {}  # losses at points, before anything is changed
+        self.before: dict[
+            tuple[int, bool], float
+        ] = {}  # losses at points, before anything is changed
         self.random = False  # whether a forward draws random numbers
         self.pieces: dict[str, Piece] = {}
         self._find_precision()
@@ -121,8 +123,8 @@ class Probe:
             )
         return self._sample(values, loss, gradients, "the model's own point")
 
-    def at_random(self, number: int, far: bool = False) -> Sample:
-        values, batch = self.point(number, far)
+    def at_random(self, number: int) -> Sample:
+        values, batch = self.point(number)
         found = self._loss_and_gradients(values, batch, number, EPS, self.trained)
         return self._sample(values, *found, RANDOM)
 
@@ -267,14 +269,18 @@ class Probe:
         return found
 
     def unfelt(
-        self, some: list[T], first: int, edits: Iterable[Callable[[T, Weights], None]]
+        self,
+        some: list[T],
+        first: int,
+        edits: Iterable[Callable[[T, Weights], None]],
+        far: bool = False,
     ) -> list[T]:
         """Those of `some` that leave the loss when edits change values, each at another point."""
         for number, edit in enumerate(edits if some else (), first):
-            values, batch = self.point(number)
-            if number not in self.before:
-                self.before[number], _ = self._loss_and_gradients(values, batch, number, EPS)
-            before = self.before[number]
+            values, batch = self.point(number, far)
+            before = self._at(number, far)
+            if far and not math.isfinite(before):  # not every model has a loss everywhere
+                (values, batch), before = self.point(number), self._at(number)
             passed: list[T] = []
             pending = [some]
             while pending:
@@ -290,6 +296,13 @@ class Probe:
                     pending += [part[half:], part[:half]]
             some = passed
         return some
+
+    def _at(self, number: int, far: bool = False) -> float:
+        """The loss at a random point, computed once."""
+        if (number, far) not in self.before:
+            found = self._loss_and_gradients(*self.point(number, far), number, EPS)
+            self.before[number, far] = found[0]
+        return self.before[number, far]
 
     def _sample(self, values: Weights, loss: float, gradients: Weights, where: str) -> Sample:
         if not math.isfinite(loss):

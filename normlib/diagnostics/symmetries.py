@@ -236,10 +236,10 @@ def proposals(
             name: sum((c * values.get(n, Fraction(0)) for n, c in row.items()), Fraction(0))
             for name, row in exponents.items()
         }
-        size = math.lcm(*(value.denominator for value in solution.values()))
-        scaled = {name: int(value * size) for name, value in solution.items() if value}
+        common = math.lcm(*(value.denominator for value in solution.values()))
+        scaled = {name: int(value * common) for name, value in solution.items() if value}
         divisor = math.gcd(*scaled.values()) * (1 if next(iter(scaled.values())) > 0 else -1)
-        found.append({name: exponent // divisor for name, exponent in scaled.items()})
+        found.append({name: scaled[name] // divisor for name in scaled})
     return found
 
 

@@ -211,21 +211,17 @@ class Units(TorchFunctionMode):
             assert owner is not None
             rows = self._replayed(owner)
             sources.append((owner.name, None if rows is None else rows.reshape(-1, 1)))
-        axis = 1 if layout is not None else -1
+        # Channels of a convolution are the second axis, features of a matrix the last.
+        batched = len(self.shapes[view.name])
 
         def traced(out: Tensor) -> Traced | Degree:
-            where = axis if axis < 0 or out.ndim > len(layout.shape) - 2 else 0  # type: ignore[union-attr]
-            count = out.shape[where]
-            if any(m is not None and len(m) != count for _, m in sources):
-                return self._settled(
-                    Traced(
-                        degree,
-                        torch.zeros(1, dtype=torch.long),
-                        tuple((n, None) for n, _ in sources),
-                    )
-                )
+            axis = -1 if layout is None else int(out.ndim == batched)
+            count = out.shape[axis]
+            if any(rows is not None and len(rows) != count for _, rows in sources):
+                apart = tuple((name, None) for name, _ in sources)
+                return self._settled(Traced(degree, torch.zeros(1, dtype=torch.long), apart))
             shape = [1] * out.ndim
-            shape[where] = count
+            shape[axis] = count
             features = torch.arange(count).view(shape).expand(out.shape)
             return Traced(degree, features, tuple(sources))
 
@@ -234,17 +230,12 @@ class Units(TorchFunctionMode):
     def _features(self, view: Parameter, column: bool, layout: Layout | None) -> Tensor | None:
         """Rows of a parameter by output feature, (features, any); None if they do not lie so."""
         shape = self.shapes[view.name]
-        options = (
-            [self.layouts[view.name]]
-            if view.name in self.layouts
-            else (
-                [layout]
-                if layout
-                else [stacked_layout(shape), stacked_layout(shape, column=True)]
-                if len(shape) > 1
-                else [row_layout(shape)]
-            )
-        )
+        if view.name in self.layouts:
+            options = [self.layouts[view.name]]
+        elif layout is not None or len(shape) < 2:
+            options = [layout or row_layout(shape)]
+        else:
+            options = [stacked_layout(shape), stacked_layout(shape, column=True)]
         for option in options:
             index = self._replayed(view, option)
             if index is None or index.ndim < 2:
