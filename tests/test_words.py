@@ -188,6 +188,9 @@ STATED = [
     ("D5", r"bought normalized weights ([\d.]+) to ([\d.]+) points",
      [(low, "D5.cifar10.own_plane"), (high, "D5.cifar10.own_plane")]),
     ("F2", r"lower by 0\.15, about ([\d.]+)\.", [(mean, "F2.kappa.one_rate.learned")]),
+    ("F2", r"On CIFAR-10 it is ([\d.]+) then", [(mean, "F2.cifar10.one_rate.kappa")]),
+    ("10", r"No network is dead, and κ is ([\d.]+),", [(mean, "F2.cifar10.one_rate.kappa")]),
+    ("10", r"none dies, and κ is ([\d.]+)\.", [(mean, "F2.cifar10.one_rate.kappa")]),
     ("practice", r"lowers κ from 0\.5 to ([\d.]+):", [(mean, "F2.kappa.one_rate.learned")]),
     ("limits", r"κ falls from ([\d.]+) to ([\d.]+) \(",
      [(mean, "F2.kappa.adam"), (mean, "F2.kappa.one_rate.learned")]),
@@ -385,6 +388,12 @@ MEANT = [
     ("10", "within a few hundredths of 1/2, mostly below", lambda: max(
         abs(κ - 0.5) for κ in after("10", r"Adam \+ L2: \d+ fits, κ from", 2)) < 0.05),
     ("10", "leave nearly the same gap", lambda: gaps_are_alike()),
+    ("10", "No network is dead, and", lambda: high("F2.cifar10.one_rate.alive") == 0),
+    ("10", "whichever of nine fits one takes to about 0.03", lambda: max(
+        abs(κ - mean("F2.cifar10.one_rate.kappa"))
+        for κ in after("10", "κ at one rate, nine fits:", 2)) < 0.035),
+    ("10", "its interval holds 0 (printed)", lambda: re.search(
+        r"same cells and seeds: [\d.]+ \(-[\d.]+ to \d", printed("10"))),
 ]  # fmt: skip
 
 
@@ -428,6 +437,8 @@ PRINTED = [
     ("05", r"to a κ of about ([\d.]+) instead", r"Adam \+ L2, one rate learned \d+ ([\d.]+)"),
     ("07", r"jumps from (\d+) % to (\d+) %",
      r"η = 0\.01, %(?: [\d.]+){6} ([\d.]+) ([\d.]+)"),
+    ("10", r"At η = 0\.03 one rate costs ([\d.]+) points, .*? from ([\d.]+) to ([\d.]+)\.",
+     r"seeds in common: .*?η = 0\.03: ([\d.]+) \(([\d.]+) to ([\d.]+)\)"),
     ("10", r"There κ is about ([\d.]+) with", r"rows up to η = 0\.1, degree 2: κ = ([\d.]+)"),
     ("07", r"and at the last have ([\d.]+) times its angle",
      r"points of 0\.01 have ([\d.]+) times"),

@@ -285,6 +285,13 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
         lr_other=None,
         seed=range(5),
     ),
+    "one_rate_cifar10_adam": lambda: _cifar10(
+        adam(),
+        lr=[1e-3, 3e-3, 0.01, 0.03],
+        weight_decay=[3e-3, 0.01, 0.03, 0.1, 0.3],
+        lr_other=None,
+        seed=range(5),
+    ),
 }
 
 
