@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 LITTLE = 0.01  # share of the entries with decay that is worth a warning
@@ -162,7 +162,7 @@ def muon_groups(
     return for_muon, for_adamw
 
 
-def correct_decay(optimizer: Optimizer) -> RemovableHandle:
+def correct_decay(optimizer: torch.optim.Optimizer) -> RemovableHandle:
     """Let decay fall with the learning rate, in the groups that say ``corrected=True``.
 
     Before each step λ becomes λ·lr/lr_max, where lr_max is the group's largest rate so far or its
@@ -203,7 +203,7 @@ def correct_decay(optimizer: Optimizer) -> RemovableHandle:
         raise ValueError("no group of the optimizer says corrected=True")
     full = [(group, group["weight_decay"]) for group in chosen]
 
-    def fall(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def fall(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group, decay in full:
             largest = max(group.get("lr_max", 0.0), group.get("initial_lr", 0.0), group["lr"])
             group["lr_max"] = float(largest)

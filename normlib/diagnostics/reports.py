@@ -140,7 +140,7 @@ class Audit:
         >>> found = nl.audit(net, torch.randn(16, 4), torch.arange(16) % 2)
         >>> groups = found.param_groups(5e-4, other=0.0)
         >>> [group["weight_decay"] for group in groups]
-        [0.0005, 0.0005, 0.0]
+        [0.0005, 0.0005, 0.0, 0.0, 0.0]
         >>> optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
         """
         return param_groups(
