@@ -27,8 +27,12 @@ class ParamGroups(list[dict[str, Any]]):
         """One row a group: why it is one, tensors, share of the entries, settings, first name."""
         total = sum(p.numel() for group in self for p in group["params"])
         rows = []
+        # An optimizer adds all of its settings to each group.
+        names = dict.fromkeys(key for group in self for key in group)
+        differ = {k for k in names if len({repr(group.get(k)) for group in self}) > 1}
+        shown = ({"lr", "weight_decay"} | differ) - {"params", "why", "names"}
         for group in self:
-            settings = {k: v for k, v in group.items() if k not in ("params", "why", "names")}
+            settings = {k: group[k] for k in names if k in shown and k in group}
             entries = sum(p.numel() for p in group["params"])
             more = ", …" * (len(group["params"]) > 1)
             rows.append(
