@@ -28,7 +28,8 @@ LAYERS = {
     "validation": (),
     "diagnostics": (
         *("invariance", "symmetries", "exchange", "probe", "audits"),
-        *("exponents", "equilibria", "tracking"),
+        *("wrapping", "exponents", "rules", "equilibria"),
+        *("measuring", "records", "selecting", "tracking"),
     ),
     "optimizers": (),
     "networks": (),
