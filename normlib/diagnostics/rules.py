@@ -61,8 +61,10 @@ def _measured(
     optimizer: Optimizer, group: Mapping[str, Any], shape: tuple[int, ...]
 ) -> Theory | None:
     """The formulas of a rule that is known by its steps alone; None if they do not hold for it."""
-    # A schedule may have come to 0, or start there.
-    group = {**group, "lr": float(group.get("lr") or optimizer.defaults["lr"])}
+    lr = group.get("lr") or optimizer.defaults.get("lr")  # a schedule may have come to 0
+    if lr is None:
+        return None
+    group = {**group, "lr": float(lr)}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -108,20 +108,23 @@ def track(
     if exponent is not None and not isinstance(exponent, numbers.Real):
         raise TypeError(f"exponent must be a number or None, got {exponent!r}")
     selection = select(optimizer, model, only, groups)
-    powers = _exponents(optimizer, exponent)
+    powers = _exponents(optimizer, selection, exponent)
     return Tracker(optimizer, selection, powers, rule, int(record_every), int(at_most))
 
 
-def _exponents(optimizer: Optimizer, given: float | None) -> list[float]:
-    """p of each parameter group, with a warning for each kind of them that has none."""
-    powers, seen = [], dict[str, float]()
-    for group in optimizer.param_groups:
+def _exponents(optimizer: Optimizer, selection: Selection, given: float | None) -> dict[int, float]:
+    """p of each parameter group that is tracked, with a warning for each kind without one."""
+    tracked = {id(p) for p in selection.params.values()}
+    powers, seen = dict[int, float](), dict[str, float]()
+    for i, group in enumerate(optimizer.param_groups):
+        if not any(id(p) in tracked for p in group["params"]):
+            continue
         key = _settings(optimizer, group)
         if given is None and key not in seen:
             seen[key], reason = exponent_of(rule_of(optimizer), group)
             if reason:
                 warnings.warn(reason, stacklevel=3)
-        powers.append(seen[key] if given is None else float(given))
+        powers[i] = seen[key] if given is None else float(given)
     return powers
 
 
@@ -151,13 +154,14 @@ class Tracker(Measuring):
         self,
         optimizer: Optimizer,
         selection: Selection,
-        powers: Sequence[float],
+        powers: Mapping[int, float],
         rule: Theory | None,
         record_every: int,
         at_most: int,
     ) -> None:
         super().__init__(optimizer, selection.params, record_every, at_most)
-        self.scale_exponent = powers[0] if len(set(powers)) == 1 else math.nan
+        several = set(powers.values())
+        self.scale_exponent = several.pop() if len(several) == 1 else math.nan
         self._selection, self._powers, self._rule = selection, powers, rule
         self._rules = dict[tuple, Theory | None]()
 
@@ -250,7 +254,7 @@ class Tracker(Measuring):
         weight decay and the size of the unit gradient stay. Chapter 09.
         """
         p = self.scale_exponent
-        several = len(set(self._powers)) > 1
+        several = len(set(self._powers.values())) > 1
         rate = f"lr / ‖w‖^{p:g}" if math.isfinite(p) else "not known"
         rate = "lr / ‖w‖^p, with p by group" if several else rate
         lines = self._lines(f"effective learning rate {rate}", in_words, RECENT)
