@@ -76,9 +76,11 @@ def scale_exponent(make_optimizer: Make, seed: int = 0) -> float:
     return p
 
 
-def _measured(make_optimizer: Make, seed: int = 0, scale: float = 1.0) -> tuple[float, str]:
+def _measured(
+    make_optimizer: Make, seed: int = 0, scale: float = 1.0, gradient: float = 1.0
+) -> tuple[float, str]:
     """p, or nan and the reason."""
-    turned = [_turned(make_optimizer, scale * a, seed) for a in (1.0, 4.0, 16.0)]
+    turned = [_turned(make_optimizer, scale * a, seed, gradient=gradient) for a in (1.0, 4.0, 16.0)]
     if not all(np.isfinite(angles).all() for angles in turned):
         return math.nan, "the weights did not stay finite; choose a smaller lr"
     if max(sum(angles) for angles in turned) > 0.1:
@@ -93,7 +95,9 @@ def _measured(make_optimizer: Make, seed: int = 0, scale: float = 1.0) -> tuple[
     return math.nan, f"it is {near:.2f} from w to 4 w and {far:.2f} from 4 w to 16 w: no power law"
 
 
-def _turned(make_optimizer: Make, scale: float, seed: int, steps: int = 20) -> list[float]:
+def _turned(
+    make_optimizer: Make, scale: float, seed: int, steps: int = 20, gradient: float = 1.0
+) -> list[float]:
     """The angle of each step from scale · w₀."""
     random = torch.Generator().manual_seed(seed)
     a, b, w = (torch.randn(6, 6, generator=random, dtype=torch.float64) for _ in range(3))
@@ -104,7 +108,8 @@ def _turned(make_optimizer: Make, scale: float, seed: int, steps: int = 20) -> l
         with torch.enable_grad():
             optimizer.zero_grad()
             unit = weights / weights.norm()
-            loss = (a * unit + b * unit**2).sum()
+            # positive, as losses are: some rules divide it by the gradient
+            loss = gradient * (12 + (a * unit + b * unit**2).sum())
             loss.backward()
         return loss
 
@@ -161,7 +166,14 @@ def like(optimizer: Optimizer, group: Mapping[str, Any], **changes: Any) -> Make
     kind = type(optimizer)
     settings = {**optimizer.defaults, **group, **changes}
     settings = {name: settings[name] for name in taken(optimizer) if name in settings}
-    return lambda params: kind(params, **settings)
+
+    def make(params: list[nn.Parameter]) -> Optimizer:
+        fresh = kind(params, **settings)
+        for own in fresh.param_groups:  # a constructor may divide the lr that it is given
+            own |= {n: settings[n] for n in ("lr", "weight_decay") if n in own and n in settings}
+        return fresh
+
+    return make
 
 
 def exponent_of(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float, str]:
@@ -187,7 +199,7 @@ def exponent_of(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float, 
             p, reason = _measured(make(lr), scale=scale)
             if reason:
                 p, reason = (0.0, "") if lr is None else _measured(make(1e-6 * scale), scale=scale)
-                reason = reason or _contradicted(p, make, lr, scale)
+            reason = reason or _contradicted(p, make, lr, scale)
     except Exception as error:  # whatever a stranger's constructor may do
         reason = str(error).split("\n")[0]
     if not reason:
@@ -211,8 +223,12 @@ def _contradicted(
 ) -> str:
     """Why (4 w, 4^p lr) is not the same training as (w, lr), or another lr is; "" if all agrees."""
 
+    small, _ = _measured(make(lr and 1e-6 * scale), scale=scale, gradient=1e-4)
+    if lr is not None and abs(small - p) > 0.02:
+        return f"it is {p:.2f}, and {small:.2f} where gradients are 10,000 times smaller"
+
     def path(a: float, lr: float | None) -> np.ndarray:
-        return np.array(_turned(make(lr), a * scale, 0, 100))
+        return np.array(_turned(make(lr), a * scale, 0, 100, gradient=0.01))
 
     own = path(1.0, lr)
 
@@ -223,7 +239,7 @@ def _contradicted(
         p and same(path(4.0, lr))
     ):
         return ""
-    return f"p = {p:g} for small steps does not hold at lr = {lr:g}" if lr else "no lr to scale"
+    return f"p = {p:g}, but not over 100 steps{'' if lr is None else f' at lr = {lr:g}'}"
 
 
 def torch_rule(optimizer: Optimizer) -> str:

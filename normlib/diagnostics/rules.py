@@ -146,7 +146,8 @@ def _persistence(make: Make, shape: tuple[int, ...]) -> tuple[float, float] | No
         power = torch.fft.rfft(steps, n=2 * count, dim=0).abs().square().sum(1)
         sums = torch.fft.irfft(power, n=2 * count)[: lags + 1]
         alike = sums / (count - torch.arange(lags + 1)) / (sums[0] / count)
+        early, late = (float(part.square().mean().sqrt()) for part in steps.tensor_split(2))
         half, whole = (float(1 + 2 * alike[1:n].sum()) for n in (lags // 2, lags + 1))
-        if abs(half - whole) <= 0.03 * whole:
+        if abs(half - whole) <= 0.03 * whole and abs(early - late) <= 0.03 * late:
             return whole, float(steps.square().mean().sqrt())
     return None
