@@ -29,7 +29,8 @@ LAYERS = {
     "diagnostics": (
         *("invariance", "symmetries", "pieces", "units", "operations"),
         *("exchange", "arguments", "probe", "advice", "charts", "reports", "audits"),
-        *("exponents", "equilibria", "tracking"),
+        *("wrapping", "exponents", "rules", "equilibria"),
+        *("measuring", "records", "selecting", "tracking"),
     ),
     "optimizers": (),
     "networks": (),

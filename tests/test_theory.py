@@ -14,6 +14,7 @@ import torch
 
 import normlib as nl
 from normlib import theory
+from normlib.diagnostics import exponents, rules
 from tests.conftest import ROOT
 
 SIZE = 64
@@ -207,3 +208,201 @@ def test_the_summary_has_the_formulas(row):
             cell = ROWS[0][1 + quantities.index(quantity)]
         assert evaluated(cell.strip("$"), **values) == pytest.approx(quantity(**state), rel=1e-4)
     assert len(ROWS) == len(RULES)
+
+
+# Torch's own optimizers, and rules that are known by their steps ----------------------------------
+
+QUICK = dict(betas=(0.9, 0.995), eps=1e-30)
+
+
+def walk(make, rule, steps, shape=(32, 32), start=None, seed=0, lrs=None):
+    """Norms and angles (steps,) of a torch optimizer under random gradients orthogonal to w."""
+    random = torch.Generator().manual_seed(seed)
+    w = torch.nn.Parameter(torch.randn(shape, generator=random, dtype=torch.float64))
+    optimizer = make([w])
+    group = optimizer.param_groups[0]
+    if start is None:
+        start = rule.equilibrium_norm(group["lr"], group["weight_decay"], 1.0, w.numel())
+    with torch.no_grad():
+        w.mul_(start / w.norm())
+    norms, angles = [], []
+    for t in range(steps):
+        group["lr"] = group["lr"] if lrs is None else lrs[t]
+        before = w.detach().clone()
+        g = torch.randn(shape, generator=random, dtype=torch.float64)
+        g -= (g * before).sum() / before.square().sum() * before
+        w.grad = g / g.norm() / before.norm()
+        optimizer.step()
+        along, across = exponents.split(before.ravel(), w.detach().ravel(), before.norm())
+        norms.append(float(before.norm()))
+        angles.append(math.atan2(float(across), norms[-1] + float(along)))
+    return np.array(norms), np.array(angles)
+
+
+def alone(make, shape=(32, 32), step=0):
+    """An optimizer's formulas, and lr and weight decay."""
+    optimizer = make([torch.nn.Parameter(torch.ones(shape))])
+    group = optimizer.param_groups[0]
+    return rules.theory_of(optimizer, group, shape, step), group["lr"], group["weight_decay"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("AdamW", {}),
+        ("AdamW", dict(amsgrad=True)),
+        ("NAdam", dict(decoupled_weight_decay=True, momentum_decay=1.0)),
+        ("NAdam", dict(momentum_decay=1.0)),
+        ("RAdam", dict(decoupled_weight_decay=True)),
+        ("RAdam", {}),
+    ],
+    ids=str,
+)
+def test_torch_optimizers_turn_as_their_formulas_say(kind, settings):
+    coupled = kind != "AdamW" and "decoupled_weight_decay" not in settings
+    rates = dict(lr=0.002, weight_decay=0.01) if coupled else dict(lr=0.01, weight_decay=0.03)
+    make = lambda p: getattr(torch.optim, kind)(p, **rates, **QUICK, **settings)  # noqa: E731
+    rule, lr, decay = alone(make, step=5000)
+    norm = rule.equilibrium_norm(lr, decay, 1.0, 1024)
+    # AMSGrad has no formula for the norm: from its smallest norm on it is momentum.
+    # At first without lr: the averages fill, and RAdam's slow start passes.
+    lrs = [0.0] * 1000 + [lr] * 5000
+    norms, angles = walk(make, rule, 6000, start=12.0 if math.isnan(norm) else norm, lrs=lrs)
+    angle = rule.angle(lr, decay, 1.0, 1024)
+    assert math.sqrt((settled(angles) ** 2).mean()) == pytest.approx(angle, rel=0.01)
+    if not math.isnan(norm):
+        assert settled(norms).mean() == pytest.approx(norm, rel=0.01)
+
+
+class Lion(torch.optim.Optimizer):
+    """Nothing is known of it but its steps."""
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, by_lr=True):
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay, by_lr=by_lr))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                p.mul_(1 - group["weight_decay"] * (group["lr"] if group["by_lr"] else 1))
+                p.add_(torch.sign(b1 * m + (1 - b1) * p.grad), alpha=-group["lr"])
+                m.mul_(b2).add_(p.grad, alpha=1 - b2)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "tolerance"),
+    [
+        (lambda p: Lion(p, lr=1e-3, weight_decay=0.3), (32, 32), 0.03),
+        (lambda p: Lion(p, lr=1e-3, weight_decay=3e-4, by_lr=False), (32, 32), 0.03),
+        (lambda p: torch.optim.Muon(p, lr=1e-2, weight_decay=0.05, momentum=0.9), (32, 32), 0.01),
+        (lambda p: torch.optim.Muon(p, lr=1e-2, weight_decay=0.05, momentum=0.9, nesterov=False,
+                                    adjust_lr_fn="match_rms_adamw"), (16, 64), 0.01),
+    ],
+    ids=["lion", "lion, independent decay", "muon, square", "muon, wide"],
+)  # fmt: skip
+def test_a_rule_that_is_known_by_its_steps_turns_as_they_say(make, shape, tolerance):
+    rule, lr, decay = alone(make, shape)
+    size = math.prod(shape)
+    norms, angles = walk(make, rule, 5000, shape)
+    angle, norm = (f(lr, decay, 1.0, size) for f in (rule.angle, rule.equilibrium_norm))
+    assert math.sqrt((settled(angles) ** 2).mean()) == pytest.approx(angle, rel=tolerance)
+    assert settled(norms).mean() == pytest.approx(norm, rel=2 * tolerance)
+
+
+def test_the_steps_of_a_square_matrix_are_less_alike_than_its_momentum():
+    """So Muon's formula without a measured persistence holds for long matrices only."""
+    off = []
+    for shape in ((32, 32), (8, 128)):
+        rule, lr, decay = alone(lambda p: torch.optim.Muon(p, weight_decay=0.1), shape)
+        off.append(rule.angle(lr, decay) / theory.muon(shape).angle(lr, decay))
+    assert off[0] > 1.1
+    assert off[1] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: Cautious(p, lr=1e-3, weight_decay=0.1),
+        lambda p: torch.optim.Adadelta(p, lr=1e-3, weight_decay=0.1),
+        lambda p: Slow(p, lr=1e-3, weight_decay=0.1),
+    ],
+    ids=["decay depends on the step", "another exponent", "remembers too long"],
+)
+def test_a_rule_that_the_general_formula_does_not_fit_has_none(make):
+    assert alone(make)[0] is None
+
+
+class Cautious(Lion):
+    """Decays only where the step does so too."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                u = torch.sign(p.grad)
+                p.add_(u + group["weight_decay"] * p * (u * p > 0), alpha=-group["lr"])
+
+
+class Slow(Lion):
+    """With an average over ten thousand steps."""
+
+    def __init__(self, params, lr=1e-4, weight_decay=0.0):
+        super().__init__(params, lr, (1 - 1e-4, 1 - 1e-4), weight_decay)
+
+
+def test_norms_follow_a_schedule():
+    """AdamW from far above and through a schedule, to 3 %; the equilibrium is not where it ends."""
+    lrs = [0.02 * 0.5 * (1 + math.cos(math.pi * t / 4000)) for t in range(4000)]
+    make = lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1, betas=(0.9, 0.98))  # noqa: E731
+    rule = theory.adamw((0.9, 0.98))
+    norms, _ = walk(make, rule, 4000, start=30.0, lrs=lrs)
+    predicted = [30.0]
+    for lr in lrs[:-1]:
+        predicted.append(rule.next_norm(predicted[-1], lr, 0.1, size=1024))
+    np.testing.assert_allclose(norms, predicted, rtol=0.03)
+    assert norms[-1] > 1.5 * rule.equilibrium_norm(lrs[-400], 0.1, size=1024)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_norm_comes_to_rest_by_the_equation_of_its_rule(name):
+    """Many steps at once are as many single ones; a start at equilibrium stays."""
+    rule, known = getattr(theory, name)(), dict(gradient=2.0, size=SIZE)
+    rest = rule.equilibrium_norm(0.01, 0.1, **known)
+    one = 3 * rest
+    for _ in range(200):
+        one = rule.next_norm(one, 0.01, 0.1, **known)
+    assert rule.next_norm(3 * rest, 0.01, 0.1, **known, steps=200) == pytest.approx(one, rel=1e-9)
+    assert rule.next_norm(rest, 0.01, 0.1, **known, steps=50) == pytest.approx(rest, rel=1e-9)
+    time = rule.relaxation_time(0.01, 0.1, **known)
+    near = rule.next_norm(1.001 * rest, 0.01, 0.1, **known, steps=round(time))
+    assert (near / rest - 1) / 0.001 == pytest.approx(math.exp(-round(time) / time), rel=0.01)
+
+
+def test_the_ratio_of_gradients_and_weights_at_equilibrium():
+    assert theory.sgd(0.9).gradient_ratio(0.1, 0.02, 3.0) == pytest.approx(
+        math.sqrt(2 * 0.02 * 0.1 / 0.1), rel=0.01
+    )
+    assert theory.adamw().gradient_ratio(1e-3, 0.1, 3.0, 500) == pytest.approx(
+        2 * 0.1 * 3.0 / (1e-3 * 500)
+    )
+
+
+def test_independent_decay_is_decay_that_lr_does_not_multiply():
+    rule = theory.adamw().independent()
+    assert rule.angle(1e-3, 1e-4) == pytest.approx(theory.adamw().angle(1e-3, 0.1))
+    assert rule.angle(5e-3, 1e-4) == pytest.approx(rule.angle(1e-3, 1e-4))
+    assert rule.relaxation_time(1e-3, 1e-4) == pytest.approx(5000)
+    assert rule.tradeoff_exponent == math.inf
+    assert rule.symmetry(2.0) == (2.0, 1.0)
+
+
+def test_adafactor_turns_by_lr_at_any_norm_and_has_no_equilibrium():
+    make = lambda p: torch.optim.Adafactor(p, lr=0.003, weight_decay=0.01)  # noqa: E731
+    for start in (1.0, 100.0):
+        norms, angles = walk(make, None, 1000, start=start)
+        turned = math.sqrt((settled(angles) ** 2).mean())
+        assert turned == pytest.approx(theory.adafactor().angle(0.003, 0.01), rel=0.01)
+        assert norms[-1] == pytest.approx(start * math.exp(999 * (0.003**2 / 2 - 3e-5)), rel=0.01)
+    assert math.isnan(theory.adafactor().equilibrium_norm(0.003, 0.01))
