@@ -28,7 +28,7 @@ LAYERS = {
     "validation": (),
     "diagnostics": (
         *("invariance", "symmetries", "pieces", "units", "operations"),
-        *("exchange", "arguments", "probe", "advice", "charts", "reports", "audits"),
+        *("exchange", "arguments", "probe", "advice", "charts", "reports", "audits", "command"),
         *("wrapping", "exponents", "rules", "equilibria"),
         *("measuring", "records", "selecting", "tracking"),
     ),
