@@ -97,9 +97,7 @@ def _model(given: argparse.Namespace) -> tuple[tuple[Any, ...], str]:
             raise ValueError(f"{name} must return model, inputs[, targets[, loss]]")
         return made, f"of {given.model}"
     if where not in ("torchvision", "timm", "transformers"):
-        raise ValueError(
-            f"{where!r} is unknown; there are torchvision, timm, transformers, FILE.py"
-        )
+        raise ValueError(f"{where!r} is none of torchvision, timm, transformers and FILE.py")
     try:
         package = importlib.import_module("torchvision.models" if where == "torchvision" else where)
     except ImportError:
