@@ -1,5 +1,6 @@
 """What an audit advises an optimizer: which tensors decay, and why."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -160,8 +161,10 @@ def test_corrected_decay_falls_with_the_rate():
 
 def test_the_picture_shows_each_row_in_the_colour_of_its_verdict():
     found = nl.audit(images(), torch.randn(PICTURE))
-    axes = found.plot().axes[0]
+    figure = found.plot()
+    axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(
         found.to_dataframe().index
     )
     assert set(found.to_dataframe().verdict) == {t.get_text() for t in axes.get_legend().texts}
+    plt.close(figure)
