@@ -91,7 +91,7 @@ def audit(
     Modules are in the modes that they have in training: if the model is in eval mode, in those
     that its ``train()`` gives them. Dropout is off, also in layers of other names that only hide
     some of their input in training. Other random numbers are part of the function, the same
-    whenever a point is evaluated. It takes about ``batches + 1`` gradients and 9 losses in
+    whenever a point is evaluated. It takes about ``batches + 1`` gradients and 7 losses in
     float64, for which all tensors that an operation takes are exchanged for copies; hooks run with
     them. The points are the model's own plus noise, the batches the inputs shuffled and with noise.
 
@@ -138,7 +138,7 @@ def audit(
     # Far from the model's own point nothing stays dead by accident.
     others, _ = probe.point(first + points, far=True)
     replaced = [lambda name, values: probe.pieces[name].replace(values, others)] * points
-    unfelt = probe.unfelt(silent, first, replaced, far=True)
+    unfelt = probe.unfelt(silent, first, replaced if probe.random else replaced[:1], far=True)
     # No gradient, but not without effect: a gain before a norm, what only chooses, or dead units.
     felt = [name for name in silent if name not in unfelt]
     gains = {n for n in felt if probe.width(n) == 1}

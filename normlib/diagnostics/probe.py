@@ -278,9 +278,10 @@ class Probe:
         """Those of `some` that leave the loss when edits change values, each at another point."""
         for number, edit in enumerate(edits if some else (), first):
             values, batch = self.point(number, far)
-            before = self._at(number, far)
+            before = self._at(number, far, values, batch)
             if far and not math.isfinite(before):  # not every model has a loss everywhere
-                (values, batch), before = self.point(number), self._at(number)
+                values, batch = self.point(number)
+                before = self._at(number, False, values, batch)
             passed: list[T] = []
             pending = [some]
             while pending:
@@ -297,10 +298,10 @@ class Probe:
             some = passed
         return some
 
-    def _at(self, number: int, far: bool = False) -> float:
+    def _at(self, number: int, far: bool, values: Weights, batch: Batch) -> float:
         """The loss at a random point, computed once."""
         if (number, far) not in self.before:
-            found = self._loss_and_gradients(*self.point(number, far), number, EPS)
+            found = self._loss_and_gradients(values, batch, number, EPS)
             self.before[number, far] = found[0]
         return self.before[number, far]
 
