@@ -1,6 +1,6 @@
 """Audit many published architectures and confirm every verdict by rescaling.
 
-python tools/models.py                write book/models.csv, which names versions and the date
+python tools/models.py                write book/models.csv, and models.txt with date and versions
 python tools/models.py resnet18 llama only some, printed
 
 Needs the extra ``models``: timm and transformers. Configurations are small and random.
@@ -259,13 +259,17 @@ def main(names: Iterable[str]) -> None:
         print(rows[-1], flush=True)
     if not names:
         rows.sort(key=lambda row: list(CASES).index(row["model"]))
+        fields = [key for key in rows[0] if key not in ("notes", "undecided")]
         with TABLE.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*rows[0], "versions"], restval="")
+            writer = csv.DictWriter(
+                file, fields, restval="", extrasaction="ignore", lineterminator="\n"
+            )
             writer.writeheader()
-            packages = ("torch", "torchvision", "timm", "transformers")
-            used = ", ".join(f"{package} {version(package)}" for package in packages)
-            for row in rows:
-                writer.writerow({**row, "versions": f"{datetime.date.today()}: {used}"})
+            writer.writerows(rows)
+        packages = ("torch", "torchvision", "timm", "transformers")
+        used = ", ".join(f"{package} {version(package)}" for package in packages)
+        about = f"Made on {datetime.date.today()}: {used}.\n"
+        TABLE.with_suffix(".txt").write_text(about, encoding="utf-8")
 
 
 if __name__ == "__main__":
