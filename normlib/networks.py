@@ -8,7 +8,7 @@ A `Net` describes an architecture. `net.module(...)` is one ordinary torch netwo
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from normlib import convolutions
 from normlib.validation import number, one_of, whole_number
 
 Shape = tuple[int, ...]
@@ -205,12 +206,16 @@ class ConvNet(Net):
             weight, bias = wide.weight(i), wide.bias(i)
             geometry = self._geometry(i, wide.shape)
             if i == 1 and inputs == 1:
-                h = _one_channel_convolution(h, weight.reshape(k * out, -1), bias, kernel, geometry)
+                flat = weight.reshape(k * out, -1)
+                h = convolutions.one_channel(h, flat, bias, kernel, geometry)
             else:
                 # Rows hold (height, width, inputs): seen this way the weight is channels-last.
                 weight = weight.view(k * out, *kernel, inputs).permute(0, 3, 1, 2)
-                # All networks see the same batch: the first layer needs no copy of it for each.
-                h = F.conv2d(h, weight, bias, groups=1 if i == 1 else k, **geometry)
+                if i > 1 and h.is_cuda and bias is None:
+                    h = convolutions.grouped(h, weight, k, **geometry)
+                else:
+                    # All networks see one batch: the first layer needs no copy of it for each.
+                    h = F.conv2d(h, weight, bias, groups=1 if i == 1 else k, **geometry)
             if self.norm in ("batch", "layer"):
                 h = wide.normalized(h, i, training)
             h = F.relu_(h)
@@ -381,20 +386,3 @@ def mlp(width: int = 100, depth: int = 2, norm: str = "batch", eps: float = 1e-5
     Linear(in_features=8, out_features=10, bias=True)
     """
     return MLP(width, depth, norm, eps)
-
-
-def _one_channel_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Sequence[int], geometry: dict
-) -> Tensor:
-    """A convolution of (N, 1, H, W) by (C, kernel) as one matrix product, channels-last.
-
-    With one input channel torch cannot tell channels-last from its other layout, answers in the
-    other, and everything after runs at a third of the speed.
-    """
-    (up, left), (down, right) = geometry["padding"], geometry["stride"]
-    windows = F.pad(x[:, 0], (left, left, up, up)).unfold(1, kernel[0], down)
-    windows = windows.unfold(2, kernel[1], right)
-    n, height, width = windows.shape[:3]
-    h = windows.reshape(n * height * width, -1) @ weight.T
-    h = h if bias is None else h + bias
-    return h.view(n, height, width, -1).permute(0, 3, 1, 2)

@@ -33,6 +33,7 @@ LAYERS = {
         *("measuring", "records", "selecting", "tracking"),
     ),
     "optimizers": (),
+    "convolutions": (),
     "networks": (),
     "data": ("datasets", "images"),
     "sweeps": ("spec", "store", "training", "workers", "runs"),

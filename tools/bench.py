@@ -3,6 +3,8 @@
     python tools/bench.py            print the tables
     python tools/bench.py --write    write them as book/performance.md too
     python tools/bench.py --quick    one round of the smallest cases, to see that it works
+    python tools/bench.py --cuda     the sweeps on a CUDA device; with --write, as
+                                     book/performance_cuda.md, which the page includes
 
 Every figure is the median of paired runs: in each round all methods take their turn, so that a
 machine whose speed drifts changes them together. Times are milliseconds per step and network.
@@ -23,10 +25,10 @@ import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 
 import normlib as nl
 from normlib.sweeps import training
+from normlib.sweeps.spec import DTYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, MOMENTUM, BATCH = 0.03, 1e-3, 0.9, 100
@@ -41,6 +43,12 @@ def random_images(shape, count=2000):
 # Ways to train k networks for some steps; each returns milliseconds per step and network -------
 
 
+def finish():
+    """A GPU works on while Python goes on; wait for it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def grid(net, data, k, **settings):
     return nl.Sweep(
         net, data, nl.nesterov(MOMENTUM), lr=list(LR * (1 + 1e-3 * np.arange(k))),
@@ -50,10 +58,13 @@ def grid(net, data, k, **settings):
 
 def sweep(net, data, k, steps, **settings):
     """As a part of a sweep trains and measures, in one process with all threads."""
-    spec = grid(net, data, k, **settings)
+    place = data.x_train.device
+    spec = grid(net, data, k, device=str(place), **settings)
+    data = data.to(place, DTYPES[spec.precision])
     start = time.perf_counter()
-    for part in spec.parts(min(k, 32)):
+    for part in spec.parts(min(k, 32) if place.type == "cpu" else k):
         training.train(spec, part, data, stop=steps)
+    finish()
     return 1e3 * (time.perf_counter() - start) / (steps * k)
 
 
@@ -76,11 +87,11 @@ def workers(net, data, k, steps):
 
 def train_one(net, x, y, steps):
     """The plain PyTorch loop."""
-    model = net.module(x.shape[1:], 10)
+    model = net.module(x.shape[1:], 10).to(x.device)
     optimizer = torch.optim.SGD(
         model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
-    batches = torch.randperm(len(x)).split(BATCH)
+    batches = torch.randperm(len(x)).to(x.device).split(BATCH)
     batches = [b for b in batches if len(b) == BATCH]
     for step in range(steps):
         batch = batches[step % len(batches)]
@@ -94,6 +105,7 @@ def loop(net, data, k, steps):
     start = time.perf_counter()
     for _ in range(networks):
         train_one(net, data.x_train, data.y_train, steps)
+    finish()
     return 1e3 * (time.perf_counter() - start) / (steps * networks)
 
 
@@ -117,9 +129,10 @@ def processes(net, data, k, steps):
 
 def vmap(net, data, k, steps):
     """torch.func: one stacked model, gradients by vmap."""
+    place = data.x_train.device
     base = net.module(data.shape, 10)
     torch.func.replace_all_batch_norm_modules_(base)
-    models = [net.module(data.shape, 10) for _ in range(k)]
+    models = [net.module(data.shape, 10).to(place) for _ in range(k)]
     for model in models:
         torch.func.replace_all_batch_norm_modules_(model)
     parameters, _ = torch.func.stack_module_state(models)
@@ -130,7 +143,7 @@ def vmap(net, data, k, steps):
         return F.cross_entropy(torch.func.functional_call(base, p, (x,)), y)
 
     gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None, None))
-    batches = torch.randperm(len(data.x_train)).split(BATCH)
+    batches = torch.randperm(len(data.x_train)).to(place).split(BATCH)
     start = time.perf_counter()
     for step in range(steps):
         batch = batches[step % (len(batches) - 1)]
@@ -139,7 +152,20 @@ def vmap(net, data, k, steps):
             g = grads[name] + WEIGHT_DECAY * p
             buffers[name].mul_(MOMENTUM).add_(g)
             p.sub_(LR * (g + MOMENTUM * buffers[name]))
+    finish()
     return 1e3 * (time.perf_counter() - start) / (steps * k)
+
+
+def jax(net, data, k, steps):
+    """JAX: vmap over networks, jit, scan over steps; compiling is not counted."""
+    from tools import peers  # needs the extra `bench`
+
+    settings = {"lr": LR, "weight_decay": WEIGHT_DECAY, "momentum": MOMENTUM, "batch": BATCH}
+    milliseconds, compiling[net, k] = peers.train(net, data, k, steps, **settings)
+    return milliseconds
+
+
+compiling: dict = {}  # seconds, by network and K
 
 
 # A tracker's cost --------------------------------------------------------------------------------
@@ -199,17 +225,19 @@ def arithmetic(net, shape):
     return 3 * sum(found) - found[0]
 
 
-def matmul_speed():
-    """Floating point operations a second of large single precision matrix products here."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+def matmul_speed(size=1024, device="cpu", dtype=torch.float32):
+    """Floating point operations a second of large matrix products here, in single precision."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(5):
         a @ b
     times = []
     for _ in range(20):
+        finish()
         start = time.perf_counter()
         a @ b
+        finish()
         times.append(time.perf_counter() - start)
-    return 2 * 1024**3 / statistics.median(times)
+    return 2 * size**3 / statistics.median(times)
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -294,6 +322,48 @@ A GPU has not been measured.
 """
 
 
+CUDA = """Milliseconds per step and network. The floor is that of bfloat16 matrix products of
+8192 × 8192. Each figure is the median of paired runs. JAX works in its default precision, and its
+compilation is counted apart; vmap and the loop are torch's, in single precision.
+
+{tables}
+"""
+
+
+def cuda(rounds, quick=False):
+    """The same networks on a CUDA device, as Markdown."""
+    device, run, lines = "cuda", functools.partial, []
+    lines.append(f"{datetime.date.today()}; {torch.cuda.get_device_name()}, "
+                 f"torch {torch.__version__}, {rounds} rounds.")  # fmt: skip
+    images = random_images((3, 32, 32))
+    cases = (
+        ("ConvNet, 25 channels, MNIST-1D", nl.convnet(), nl.mnist1d(), (32, 512), 100),
+        ("MLP, 100 units, MNIST-1D", nl.mlp(), nl.mnist1d(), (32, 512), 100),
+        ("ConvNet, 64 channels, 3 × 32 × 32", nl.convnet(width=64), images, (32, 128), 30),
+    )
+    for name, net, data, ks, steps in cases[:1] if quick else cases:
+        there, operations = data.to(device, torch.float32), arithmetic(net, data.shape)
+        lines += ["", f"**{name}.**", ""]
+        lines += ["| K | sweep | bfloat16 | loop | vmap | JAX | floor | JAX compiles, s |"]
+        lines += ["|---" * 8 + "|"]
+        for k in ks[:1] if quick else ks:
+            methods = {
+                "sweep": run(sweep, net, there, k, steps),
+                "bfloat16": run(sweep, net, there, k, steps, precision="bfloat16"),
+                "loop": run(loop, net, there, k, steps),
+                "vmap": run(vmap, net, there, k, max(5, steps // 10)),
+                "jax": run(jax, net, data, k, steps),
+                "floor": lambda operations=operations: (
+                    1e3 * operations / matmul_speed(8192, device, torch.bfloat16)
+                ),
+            }
+            middle = [statistics.median(t) for t in paired(methods, rounds).values()]
+            lines.append(f"| {k} | " + " | ".join(f"{t:.3g}" for t in middle)
+                         + f" | {compiling[net, k]:.0f} |")  # fmt: skip
+            print(lines[-1], flush=True)
+    return CUDA.format(tables="\n".join(lines))
+
+
 AUDITED = ("ResNet-50, 64 px", "ViT-B/16, 64 px", "GPT-2 small, 64 tokens")
 
 
@@ -310,7 +380,8 @@ def audited(name: str) -> tuple[torch.nn.Module, float]:
         inputs, labels, loss = {"input_ids": ids, "labels": ids}, None, lambda out: out.loss
     else:
         inputs = torch.randn(8, 3, 64, 64)
-        zoo = torchvision.models
+        from torchvision import models as zoo
+
         model = zoo.resnet50() if "ResNet" in name else zoo.vit_b_16(image_size=64)
     start = time.perf_counter()
     nl.audit(model, inputs, labels, loss)
@@ -321,10 +392,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     quick, run = arguments.quick, functools.partial
     rounds = 1 if quick else arguments.rounds
+    if arguments.cuda:
+        page = cuda(rounds, quick)
+        print(page)
+        if arguments.write:
+            (ROOT / "book" / "performance_cuda.md").write_text(page, encoding="utf-8")
+        return
     lines = []
 
     def say(line=""):

@@ -1,0 +1,48 @@
+"""Convolutions of many networks at once agree with torch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from normlib import convolutions
+
+side = some.tuples(
+    some.integers(1, 9), some.integers(1, 5), some.integers(1, 3), some.integers(0, 2)
+).filter(lambda s: s[0] + 2 * s[3] >= s[1])  # size, kernel, stride, padding
+
+
+@settings(deadline=None, max_examples=60)
+@given(side, side, some.integers(1, 3), some.integers(1, 3), some.integers(1, 3))
+def test_gradients_of_a_grouped_convolution_are_torchs(down, right, groups, inputs, out):
+    (height, width), kernel, stride, padding = zip(down, right, strict=True)
+    torch.manual_seed(0)
+    x = torch.randn(2, groups * inputs, height, width, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(groups * out, inputs, *kernel, dtype=torch.float64, requires_grad=True)
+    ours = convolutions.grouped(x, w, groups, stride, padding)
+    torchs = F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+    torch.testing.assert_close(ours, torchs, rtol=0, atol=0)
+    g = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad(ours, (x, w), g), torch.autograd.grad(torchs, (x, w), g), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_grouped_convolution_works_in_the_precision_of_autocast():
+    x, w = torch.randn(2, 4, 5, 5), torch.randn(4, 2, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = convolutions.grouped(x, w, 2, (1, 1), (1, 1))
+    assert out.dtype == torch.bfloat16
+    (gradient,) = torch.autograd.grad(out.float().sum(), w)
+    assert gradient.dtype == torch.float32
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_one_channel_as_a_matrix_product_is_a_convolution(width):
+    x, w, b = torch.randn(3, 1, 6, 7), torch.randn(width, 6), torch.randn(width)
+    geometry = {"stride": (2, 1), "padding": (1, 0)}
+    ours = convolutions.one_channel(x, w, b, (3, 2), geometry)
+    torchs = F.conv2d(x, w.view(width, 1, 3, 2), b, **geometry)
+    torch.testing.assert_close(ours, torchs)
