@@ -13,6 +13,7 @@ machine whose speed drifts changes them together. Times are milliseconds per ste
 import argparse
 import datetime
 import functools
+import json
 import math
 import platform
 import statistics
@@ -192,6 +193,43 @@ def tracked(pairs, size=64, make=torch.optim.SGD):
             times.append(1e3 * (time.perf_counter() - start))
     measured, plain = np.reshape(times[4:], (pairs, 2)).T  # the first four are not counted
     return np.median(plain), np.median(measured - plain)
+
+
+# The lab -----------------------------------------------------------------------------------------
+
+STEPS_OF_THE_LAB = """([source, text]) => {
+  const { Training, decode } = new Function(`${source}; return nlLab;`)()();
+  const training = new Training({}, decode(text));
+  for (let i = 0; i < 100; i++) training.step();
+  const start = performance.now();
+  for (let i = 0; i < 1000; i++) training.step();
+  return 1e6 / (performance.now() - start);
+}"""
+LONGEST_TASK = """() => new Promise((done) => {
+  let longest = 0;
+  const see = (list) => list.getEntries().forEach((one) => {
+    longest = Math.max(longest, one.duration);
+  });
+  new PerformanceObserver(see).observe({ type: "longtask", buffered: true });
+  document.querySelector("#nl-speed").value = "Infinity";
+  document.querySelector("#nl-run").click();
+  setTimeout(() => done(longest), 5000);
+})"""
+
+
+def lab():
+    """Steps a second of one training in headless Chromium, and the page's longest task in ms."""
+    from tools.browser import installed, launch
+
+    folder = ROOT / "book" / "_static" / "lab"
+    text = (folder / "data.js").read_text(encoding="utf-8").split("=", 1)[1].strip(" ;\n")
+    core = (folder / "core.js").read_text(encoding="utf-8")
+    with launch(installed()) as browser:
+        page = browser.new_page()
+        speed = page.evaluate(STEPS_OF_THE_LAB, [core, json.loads(text)])
+        page.goto((ROOT / "_build" / "html" / "book" / "lab.html").as_uri())
+        longest = page.evaluate(LONGEST_TASK)
+    return speed, longest
 
 
 # Importing ---------------------------------------------------------------------------------------
@@ -498,6 +536,11 @@ def main():
         model, seconds = audited(name)
         size = sum(p.numel() for p in model.parameters()) / 1e6
         say(f"| {name} | {size:.0f} million | {seconds:.0f} |")
+    say()
+    speed, longest = lab()
+    say(f"**The lab**, in headless Chromium: {speed:.0f} steps a second of one training; the "
+        f"longest task on the page's own thread while two train as fast as they can, "
+        f"{longest:.0f} ms.")  # fmt: skip
     say()
     say("**Importing**, beyond torch, in a process of its own.")
     say()
