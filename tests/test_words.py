@@ -307,6 +307,11 @@ MEANT = [
     ("09", "a thousandth of ResNet-18's entries", lambda: high("D9.rules.resnet18") < 0.15),
     ("10", "What can be said is κ = 1 to about a tenth",
      lambda: 0.9 < low("F1.cifar10.kappa") <= high("F1.cifar10.kappa") < 1.1),
+    ("practice", r"$0.25\sqrt{\eta\lambda}$ with torch's $\mu = 0.95$",
+     lambda: round(nl.theory.muon((1024, 256)).angle(1, 1), 2) == 0.25),
+    ("practice", r"$0.21\sqrt{\eta\lambda}$ with β = (0.9, 0.99)",
+     lambda: round(nl.theory.lion().angle(1, 1), 2) == 0.21),
+    ("practice", "which is 0.23 for", lambda: round(((1 - 0.9) / (1 + 0.9)) ** 0.5, 2) == 0.23),
     ("practice", "for a thousandth of its numbers", lambda: high("D9.rules.resnet18") < 0.15),
     ("practice", "no decay at all cost about two", lambda: 1.5 < mean("D8.rules.decay") < 2.5),
     ("05", "agrees with it to 5 % (all layers are printed)", lambda: all(

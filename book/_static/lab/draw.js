@@ -7,7 +7,7 @@ const nlDraw = (() => {
   function number(x, precision = 2) {
     if (!Number.isFinite(x)) return "unknown";
     if (x === 0 || (Math.abs(x) >= 1e-3 && Math.abs(x) < 1e5)) {
-      return Number(x.toPrecision(Math.abs(x) >= 100 ? 3 : precision)).toLocaleString("en");
+      return x.toLocaleString("en", { maximumSignificantDigits: Math.abs(x) >= 100 ? 3 : precision });
     }
     const [front, power] = x.toExponential(precision - 1).split("e");
     return `${Number(front) === 1 ? "" : `${Number(front)} · `}10${digits(Number(power))}`;
