@@ -311,6 +311,10 @@ MEANT = [
      lambda: round(nl.theory.muon((1024, 256)).angle(1, 1), 2) == 0.25),
     ("practice", r"$0.21\sqrt{\eta\lambda}$ with β = (0.9, 0.99)",
      lambda: round(nl.theory.lion().angle(1, 1), 2) == 0.21),
+    ("practice", "within its interval of a hundredth",
+     lambda: 0.98 < low("T5.tracked.stream") <= high("T5.tracked.stream") < 1.01),
+    ("practice", "turned by about a fifth less", lambda: all(
+        0.75 < RECORDS[f"T5.tracked.{one}"]["alternative"] < 0.85 for one in ("queries", "keys"))),
     ("practice", "which is 0.23 for", lambda: round(((1 - 0.9) / (1 + 0.9)) ** 0.5, 2) == 0.23),
     ("practice", "for a thousandth of its numbers", lambda: high("D9.rules.resnet18") < 0.15),
     ("practice", "no decay at all cost about two", lambda: 1.5 < mean("D8.rules.decay") < 2.5),
