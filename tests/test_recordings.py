@@ -15,7 +15,7 @@ from scipy import stats
 import normlib as nl
 from normlib import recordings
 from normlib.sweeps import store
-from normlib.sweeps.spec import Part
+from normlib.sweeps.parts import Part
 from normlib.sweeps.training import train
 from tests.conftest import noise
 

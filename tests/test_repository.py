@@ -36,7 +36,7 @@ LAYERS = {
     "convolutions": (),
     "networks": (),
     "data": ("datasets", "images"),
-    "sweeps": ("spec", "store", "training", "workers", "runs"),
+    "sweeps": ("parts", "spec", "store", "training", "workers", "runs"),
     "recordings": ("definitions", "tables"),
     "analysis": (),
     "notebook": (

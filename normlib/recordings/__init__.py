@@ -28,7 +28,8 @@ from normlib.recordings.definitions import (
 )
 from normlib.recordings.tables import FOLDER, TABLES, digest, kept, write
 from normlib.sweeps import Sweep, fast_precision, store
-from normlib.sweeps.spec import ALGORITHM, Arrays, Part
+from normlib.sweeps.parts import Part
+from normlib.sweeps.spec import ALGORITHM, Arrays
 from normlib.sweeps.training import FINAL
 
 __all__ = [
@@ -154,7 +155,7 @@ def record(name: str, parts: Path) -> None:
 def _write(path: Path, spec: Sweep, made: list[tuple[Arrays, store.About]]) -> None:
     """One file from all parts of a sweep and what each says about itself."""
     found = {Part(about["seed"], about["first"], about["stop"]): (a, about) for a, about in made}
-    parts = list(spec.parts(made[0][1]["chunk_size"]))
+    parts = list(spec.parts(made[0][1]["chunk_size"], found))
     if missing := [part.label for part in parts if part not in found]:
         raise ValueError(f"parts are missing: {', '.join(missing)}")
     runs = spec.assemble(found[part][0] for part in parts)

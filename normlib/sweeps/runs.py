@@ -22,7 +22,8 @@ from normlib.data import Augmentation, Dataset
 from normlib.networks import Net
 from normlib.optimizers import Optimizer
 from normlib.sweeps import store, training, workers
-from normlib.sweeps.spec import DTYPES, Arrays, Part, Schedule, Spec, Values, device_of
+from normlib.sweeps.parts import Part
+from normlib.sweeps.spec import DTYPES, Arrays, Schedule, Spec, Values, device_of
 from normlib.validation import checked_kind
 
 _DESCRIPTIONS = {
@@ -79,8 +80,7 @@ class Sweep(Spec):
         start = time.perf_counter()
         data, folder = self._images(), _folder(checkpoint_dir)
         chunk_size, threads, results = self._resumed(folder)
-        parts = list(self.parts(chunk_size))
-        todo = [part for part in parts if part not in results]
+        todo = [part for part in self.parts(chunk_size, results) if part not in results]
         lost: dict[str, str] = {}
         about = {} if folder is None else self._provenance(chunk_size, threads)
         hidden = not _watched(progress)
@@ -99,7 +99,7 @@ class Sweep(Spec):
                 "returned; another run would compute them again.",
                 stacklevel=2,
             )
-        runs = self.assemble([results[part] for part in parts])
+        runs = self.assemble(results[part] for part in self.parts(chunk_size, results))
         return runs.assign_attrs(threads=threads, seconds=time.perf_counter() - start)
 
     def estimate(
@@ -120,7 +120,7 @@ class Sweep(Spec):
         """
         data, folder = self._images(), _folder(checkpoint_dir)
         chunk_size, threads, found = self._resumed(folder, tidy=False)
-        missing = [part for part in self.parts(chunk_size) if part not in found]
+        missing = [part for part in self.parts(chunk_size, found) if part not in found]
         if not missing:
             return 0.0
 

@@ -4,10 +4,8 @@ A sweep trains one network for every cell of a grid of hyperparameters and every
 it is one seed and a range of cells: one wide network.
 """
 
-import itertools
-import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from types import NoneType
 from typing import Any, Self
@@ -22,6 +20,7 @@ from normlib import files
 from normlib.data import Augmentation, Dataset, Identity
 from normlib.networks import Net, Parameter
 from normlib.optimizers import Optimizer, UnitNorm
+from normlib.sweeps.parts import Part, cut
 from normlib.validation import checked_kind, checked_whole, checked_word, kind, whole_number
 
 # Counts the changes to what is computed from the same arguments, rounding apart. Parts and
@@ -41,19 +40,6 @@ RESULTS = (
     "gradient_norm", "effective_lr", "angle", "early_loss", "early_norm",
 )  # fmt: skip
 RESERVED = {"seed", "layer", "size", "step", "early", *RESULTS}
-
-
-@frozen
-class Part:
-    """One wide network of a sweep: a seed and a range of cells."""
-
-    seed: int
-    first: int
-    stop: int
-
-    @property
-    def label(self) -> str:
-        return f"seed{self.seed}-cells{self.first}-{self.stop}"
 
 
 # Arguments as they are kept ---------------------------------------------------------------------
@@ -349,14 +335,9 @@ class Spec:
         full = norms.broadcast_like(xr.broadcast(cells, seeds)[0])
         return full.transpose(*seeds.dims, *cells.dims, "layer", "step")
 
-    def parts(self, chunk_size: int) -> Iterator[Part]:
-        """Every wide network to train, of nearly equal sizes."""
-        cells = len(self.columns["lr"])
-        count = math.ceil(cells / chunk_size)
-        edges = [round(cells * i / count) for i in range(count + 1)]
-        for seed in np.ravel(self.seeds):
-            for first, stop in itertools.pairwise(edges):
-                yield Part(int(seed), first, stop)
+    def parts(self, chunk_size: int, finished: Collection[Part] = ()) -> Iterator[Part]:
+        """Every wide network to train, of nearly equal sizes; pieces that are finished stay."""
+        yield from cut(np.ravel(self.seeds), len(self.columns["lr"]), chunk_size, finished)
 
     @cached_property
     def identity(self) -> Identity:

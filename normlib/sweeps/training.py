@@ -10,7 +10,8 @@ from torch import Tensor
 
 from normlib.data import Dataset
 from normlib.networks import Wide
-from normlib.sweeps.spec import DTYPES, Arrays, Part, Spec
+from normlib.sweeps.parts import Part
+from normlib.sweeps.spec import DTYPES, Arrays, Spec
 
 FINAL = ("train_loss", "train_error", "test_loss", "test_error")
 

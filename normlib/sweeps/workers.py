@@ -3,19 +3,27 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
 import joblib
+import torch
 from joblib.parallel import get_active_backend
 
 from normlib.data import Dataset
 from normlib.sweeps import store, training
-from normlib.sweeps.spec import Arrays, Part, Spec
+from normlib.sweeps.parts import Part
+from normlib.sweeps.spec import Arrays, Spec
 from normlib.validation import checked_whole
+
+# Threads, the folder and what a part says of itself there, and whom to tell of a step.
+Kept = tuple[int, Path | None, dict[str, Any], Callable[[], object]]
 
 WORTH = 20_000  # network-steps from which workers earn the seconds that they take to start
 
@@ -78,8 +86,12 @@ def computed(
         If a worker was killed. What was finished is kept, if there is a folder.
     """
     if n_jobs == 1:
-        for part in parts:
-            yield _compute(spec, part, data, threads, folder, about, lambda: tick(1))
+        kept_as = (threads, folder, about, lambda: tick(1))
+        places = devices(spec)
+        if len(places) == 1:
+            yield from _in_turn(spec, parts, data, kept_as)
+        else:
+            yield from _on_each(places, spec, parts, data, kept_as)
         return
     finished = 0
     tasks = (joblib.delayed(_compute)(spec, part, data, threads, folder, about) for part in parts)
@@ -98,6 +110,72 @@ def computed(
             f"a worker process was killed, perhaps for want of memory, when at least {finished} of "
             f"{len(parts)} parts were finished; {kept}"
         ) from error
+
+
+def devices(spec: Spec) -> list[torch.device]:
+    """The spec's device; all CUDA devices, if there are several and it names none of them."""
+    if spec.place.type == "cuda" and spec.place.index is None and torch.cuda.device_count() > 1:
+        return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return [spec.place]
+
+
+def _in_turn(spec: Spec, parts: Sequence[Part], data: Dataset, kept_as: Kept) -> Iterator[Done]:
+    """One part after the other; smaller ones where memory is too small."""
+    waiting = deque(parts)
+    while waiting:
+        part = waiting.popleft()
+        try:
+            done = _compute(spec, part, data, *kept_as)
+        except torch.OutOfMemoryError:
+            done = None
+        if done is None:  # here, where the error and what it holds are gone
+            waiting = _smaller(part, waiting)
+        else:
+            yield done
+
+
+def _on_each(
+    places: Sequence[torch.device], spec: Spec, parts: Sequence[Part], data: Dataset, kept_as: Kept
+) -> Iterator[Done]:
+    """Several devices get parts in turn, each from a thread of its own."""
+    dtype = data.x_train.dtype
+    own = {place: (spec.replace(device=str(place)), data.to(place, dtype)) for place in places}
+    waiting = deque(parts)
+    running: dict[Future[Done], tuple[torch.device, Part]] = {}
+    with ThreadPoolExecutor(len(places)) as pool:
+        idle = list(places)
+        while waiting or running:
+            while idle and waiting:
+                place, part = idle.pop(0), waiting.popleft()
+                there, images = own[place]
+                running[pool.submit(_compute, there, part, images, *kept_as)] = place, part
+            for task in wait(running, return_when=FIRST_COMPLETED).done:
+                place, part = running.pop(task)
+                idle.append(place)
+                if isinstance(task.exception(), torch.OutOfMemoryError):
+                    waiting = _smaller(part, waiting)
+                else:
+                    yield task.result()
+
+
+def _smaller(part: Part, waiting: Iterable[Part]) -> deque[Part]:
+    """A part that memory was too small for, and those not yet started, in halves."""
+    size = part.stop - part.first
+    if size == 1:
+        raise RuntimeError(
+            "memory is too small for one network of this sweep; take a smaller batch_size or width"
+        )
+    torch.cuda.empty_cache()
+    largest = (size + 1) // 2
+    warnings.warn(
+        f"memory is too small for {size} networks side by side; what has not been started trains "
+        f"at most {largest} at a time, which changes results by rounding only",
+        stacklevel=2,
+    )
+    found: deque[Part] = deque()
+    for one in (part, *waiting):
+        found.extend(one.halves() if one.stop - one.first > largest else (one,))
+    return found
 
 
 def _compute(
