@@ -7,7 +7,7 @@
 # make claims write the pages that follow from the chapters' outputs: verdicts, checks, map
 # make times  measure how long each chapter computes, for the front page
 # make bench  measure the speed, and write book/performance.md (about ten minutes)
-# make gpu    run every chapter on a CUDA device, chapter 10 at full size (not yet run by anyone)
+# make gpu    run every chapter on a CUDA device, chapter 10 at full size (its grids have not been run to the end)
 # make clean  remove what was built; the environment stays
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))

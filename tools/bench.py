@@ -363,15 +363,15 @@ slow.
 ```{{include}} performance_cuda.md
 ```
 
-What bounds it there. With few networks the time is that of starting some 150 operations a step from
-Python, about 3 milliseconds, whatever K is: so many networks side by side cost little more than one,
-and JAX, which compiles all steps into one program, is far ahead of everything that runs under
-Python. With many narrow networks the convolutions decide. cuDNN computes the gradient of a grouped
-convolution's input group by group; with that a step of 512 ConvNets took 73 milliseconds. As one
-batched matrix product over all windows it takes 4.6. With 64 channels cuDNN is faster, and is used.
-On a CPU the matrix product is slower than torch's grouped convolution (0.76 against 0.56
-milliseconds a step and network, two threads, K = 32; in groups of eight networks that fit the cache
-0.94), so it is not used there. CUDA graphs were not tried.
+What bounds it there. With few networks the time is that of starting some 150 operations a step
+from Python, about 3 milliseconds, whatever K is: so many networks side by side cost little more
+than one, and JAX, which compiles all steps into one program, is far ahead of everything that runs
+under Python. With many narrow networks the convolutions decide. cuDNN computes the gradient of a
+grouped convolution's input group by group; with that a step of 512 ConvNets took 73 milliseconds.
+As one batched matrix product over all windows it takes 4.6. With 64 channels cuDNN is faster, and
+is used. On a CPU the matrix product is slower than torch's grouped convolution (0.76 against 0.56
+milliseconds a step and network, two threads, K = 32; in groups of eight networks that fit the
+cache 0.94), so it is not used there. CUDA graphs were not tried.
 
 Every chapter but the tenth ran on that GPU with its checks. In double precision sweeps agree with
 the CPU to 10⁻⁸ for ten update rules and batch, layer and weight norm. A sweep that asked for 128
@@ -379,30 +379,31 @@ networks side by side where there was memory for 32 found that out and went on w
 
 ## Other engines
 
-A part of a sweep is a task of its own. `n_jobs` computes parts in processes of one machine;
-`with joblib.parallel_config(backend="dask")` or `"ray"` around the call hands them to a cluster
-(the extra `cluster`); with several GPUs they take parts in turn. The results are the same bits, as
-long as a part has the same number of threads. What is finished stays in the folder `checkpoint_dir`,
+A part of a sweep is a task of its own. `n_jobs` computes parts in processes of one machine; `with
+joblib.parallel_config(backend="dask")` or `"ray"` around the call hands them to a cluster (the
+extra `cluster`); with several GPUs they take parts in turn. The results are the same bits, as long
+as a part has the same number of threads. What is finished stays in the folder `checkpoint_dir`,
 which all must see, and the same call computes the rest.
 
-On paper, the full-size CIFAR-10 grids: 385 networks of 15,000 steps, eleven parts of 35. A step of 32
-such networks takes 5 milliseconds on an H100, so a part takes about a minute and a half, and all a
-quarter of an hour, or two to three minutes on eight GPUs. (Five parts at once beside other work had
-not ended after five minutes, when our time on that machine was over.) On the CPU of this page a part
-was estimated at 3.3 hours of its two cores, so all take some 73 core-hours; as 97 tasks of at most
-four networks they take three quarters of an hour on a hundred cores. Beyond that the number of tasks
-bounds it. A task carries the images (150 MB) to its worker once, and writes a file of less than a
-megabyte.
+On paper, the full-size CIFAR-10 grids: 385 networks of 15,000 steps, eleven parts of 35. A step of
+32 such networks takes 5 milliseconds on an H100, so a part takes about a minute and a half, and
+all a quarter of an hour, or two to three minutes on eight GPUs. (Five parts at once beside other
+work had not ended after five minutes, when our time on that machine was over.) On the CPU of this
+page a part was estimated at 3.3 hours of its two cores, so all take some 73 core-hours; as 97
+tasks of at most four networks they take three quarters of an hour on a hundred cores. Beyond that
+the number of tasks bounds it. A task carries the images (150 MB) to its worker once, and writes a
+file of less than a megabyte.
 
 ## When to use something else
 
 - **One network.** The plain loop is as fast.
-- **Large networks.** From images of 32 × 32 and 64 channels on, networks side by side gain nothing on
-  a CPU and a factor of ten on a GPU; one network that fills the device gains nothing there either.
-- **Many small networks on a GPU, for long.** JAX with `vmap`, `jit` and `scan` is up to 26 times as
-  fast (the table above). On a CPU it is the other way round for the ConvNet.
-- **Other architectures.** `torch.func.vmap` takes any module; sweeps know two, and measure norms and
-  angles as they go.
+- **Large networks.** From images of 32 × 32 and 64 channels on, networks side by side gain nothing
+  on a CPU and a factor of ten on a GPU; one network that fills the device gains nothing there
+  either.
+- **Many small networks on a GPU, for long.** JAX with `vmap`, `jit` and `scan` is up to 26 times
+  as fast (the table above). On a CPU it is the other way round for the ConvNet.
+- **Other architectures.** `torch.func.vmap` takes any module; sweeps know two, and measure norms
+  and angles as they go.
 """
 
 
