@@ -16,6 +16,7 @@ DESIGNED = (
     *(f"D{i}" for i in range(1, 10)),
     *(f"T{i}" for i in range(1, 8)),
     *(f"F{i}" for i in range(1, 4)),
+    *(f"E{i}" for i in range(1, 7)),
 )
 CHAPTERED = [id for id in DESIGNED if BY_ID[id].supports]
 

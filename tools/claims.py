@@ -36,7 +36,15 @@ VERDICTS = HOLDS, LIMITED, FAILS, OF_TORCH, OPEN = (
     "was true of torch in 2017",
     "not judged",
 )
+# Of claims that are not the paper's, but of those who came after it.
+LATER = {
+    HOLDS: "replicated",
+    LIMITED: "replicated with a limit",
+    FAILS: "not here",
+    OPEN: "not judged",
+}
 MARKS = dict(zip(VERDICTS, "●◐○◷?", strict=True))
+MARKS |= {word: MARKS[verdict] for verdict, word in LATER.items()}
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Claim:
     """One claim, and the ids of checks that speak for it, bound it or speak against it.
 
     `brief` says what became of it in a few words; `effect` is the id of the check that shows it,
-    and `measure` what was measured there.
+    and `measure` what was measured there. `source` is the paper of a claim that came later.
     """
 
     id: str
@@ -57,6 +65,7 @@ class Claim:
     limits: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     exceptions: tuple[str, ...] = ()
+    source: str = ""
 
 
 CLAIMS = tuple(
@@ -118,6 +127,21 @@ def formula(text: str) -> str:
     return re.sub(r"_\{(.+?)\}|_(\w)", r"<sub>\1\2</sub>", raised)
 
 
+def said(claim: Claim, found: list[dict]) -> str:
+    """The verdict in the words for the paper's claims, or in those for later ones."""
+    return LATER[verdict(claim, found)] if claim.source else verdict(claim, found)
+
+
+def tally(verdicts: dict[str, str], claims: list[Claim]) -> str:
+    """How many of the claims have each verdict, in words."""
+    given = [verdicts[claim.id] for claim in claims]
+    return ", ".join(
+        f"{given.count(name)} {name if given.count(name) == 1 else name.replace('holds', 'hold')}"
+        for name in MARKS
+        if name in given
+    )
+
+
 def verdict(claim: Claim, found: list[dict]) -> str:
     """What follows for a claim from the numbers in the records."""
     support, limit, against, exceptions = (
@@ -173,15 +197,12 @@ def pages(found: list[dict], book: Path = ROOT) -> dict[str, str]:
         Prediction.of(record), record["values"], record["alternative_values"]
     )
     environment.filters["formula"] = formula
-    verdicts = {claim.id: verdict(claim, found) for claim in CLAIMS}
-    counts = {name: list(verdicts.values()).count(name) for name in VERDICTS}
-    tally = ", ".join(
-        f"{count} {name if count == 1 else name.replace('holds', 'hold')}"
-        for name, count in counts.items()
-        if count
-    )
+    verdicts = {claim.id: said(claim, found) for claim in CLAIMS}
+    paper, later = ([c for c in CLAIMS if bool(c.source) is of] for of in (False, True))
     effects = {claim.id: named((claim.effect,), found)[0] for claim in CLAIMS}
-    shared = {"claims": CLAIMS, "found": found, "verdicts": verdicts, "tally": tally}
+    shared = {"claims": CLAIMS, "found": found, "verdicts": verdicts, "paper": paper}
+    shared |= {"later": later, "tally": tally(verdicts, paper)}
+    shared["later_tally"] = tally(verdicts, later)
     return {
         name: environment.from_string(
             (ROOT / f"tools/{name}.md.jinja").read_text(encoding="utf-8")

@@ -107,12 +107,16 @@ class Sweep(Spec):
     ) -> float:
         """How long `run` would take, in seconds, from some steps of its first part.
 
-        Nothing is written, and nothing is set aside. Chapter 10 says it before a long sweep.
+        Nothing is written, and nothing is set aside.
 
         Parameters
         ----------
         checkpoint_dir, n_jobs
             As for `run`; parts that are finished there cost nothing.
+
+        Notes
+        -----
+        Chapter 10 says it before a long sweep.
 
         >>> spec = nl.Sweep(nl.convnet(width=4), nl.mnist1d(), nl.sgd(), lr=0.1)
         >>> 0 < spec.estimate() < 600
