@@ -52,7 +52,7 @@ class Optimizer:
 
     @property
     def other(self) -> "Optimizer":
-        """What moves parameters that are not scale-invariant: itself, but for `unit_norm`."""
+        """What moves parameters that are not scale-invariant; itself, but for `unit_norm`."""
         return self
 
     def __repr__(self) -> str:

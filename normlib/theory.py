@@ -46,12 +46,12 @@ class Theory:
 
     @property
     def power(self) -> float:
-        """The power of ‖w‖ that comes to rest exponentially: p + q, 4 for SGD, 2 for AdamW."""
+        """The power of ‖w‖ that comes to rest exponentially, p + q (4 for SGD, 2 for AdamW)."""
         return self.scale_exponent + self.decay_exponent if self._power is None else self._power
 
     @property
     def tradeoff_exponent(self) -> float:
-        """κ: on an (lr, λ) grid at equilibrium, results depend on log lr + κ log λ alone.
+        """The κ of a grid at equilibrium, where results depend on log lr + κ log λ alone.
 
         >>> sgd().tradeoff_exponent, adam().tradeoff_exponent, adamw().tradeoff_exponent
         (1.0, 0.5, 1.0)
@@ -339,6 +339,8 @@ def decoupled(persistence: float = 1.0, update: float = 1.0) -> Theory:
     update : float
         Root mean square of u's entries.
 
+    Notes
+    -----
     The angle is √(2 lr λ / κ) whatever `update` is.
 
     >>> decoupled(19.0, 19**-0.5).angle(1e-3, 0.1) == adamw((0.9, 0.999)).angle(1e-3, 0.1)

@@ -60,6 +60,10 @@ def check(
     TypeError, ValueError
         If an argument is not what it should be, or the prediction admits the alternative.
 
+    Notes
+    -----
+    Every chapter.
+
     >>> check("T4.slope", "slope of log norm", 0.251, 0.25, tolerance=0.02, alternative=0.5)
     ✓ T4.slope: slope of log norm; expected 0.25 ± 0.02, not 0.5 (live, 1 value)
       measured 0.251

@@ -283,7 +283,7 @@ class Spec:
 
     @property
     def recorded_steps(self) -> list[int]:
-        """Steps at which traces are recorded: every `record_every`-th and the last."""
+        """Steps at which traces are recorded, every `record_every`-th and the last."""
         return sorted({*range(0, self.steps, self.record_every), self.steps - 1})
 
     @property
