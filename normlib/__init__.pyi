@@ -33,11 +33,15 @@ from .optimizers import adadelta as adadelta
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamw as adamw
+from .optimizers import cautious as cautious
+from .optimizers import lars as lars
 from .optimizers import lion as lion
 from .optimizers import momentum as momentum
+from .optimizers import muon as muon
 from .optimizers import nesterov as nesterov
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd
+from .optimizers import sphere as sphere
 from .optimizers import unit_norm as unit_norm
 from .recordings import Recording as Recording
 from .recordings import recorded as recorded

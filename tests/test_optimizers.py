@@ -112,10 +112,105 @@ def test_unit_norm_is_the_rules_step_put_back_to_norm_1(rule, per, lr, weight_de
     assert normalized.other is rule
 
 
+def later(seed=0):
+    """Weights, and a function that gives the next gradient."""
+    return drawn(seed, K, C, N), lambda step, w: drawn(seed + step, K, C, N) + 0.3 * w
+
+
+@quick
+@given(lrs, decays, fractions, st.booleans())
+def test_muon_is_torchs_but_for_its_precision(lr, weight_decay, mu, nesterov):
+    """Torch makes its matrices orthogonal in bfloat16, which has three digits."""
+    mine = ours(nl.muon(mu, nesterov), lr, column([weight_decay] * K), steps=3)
+    theirs = torchs(torch.optim.Muon, [lr] * K, [weight_decay] * K, steps=3, momentum=mu,
+                    nesterov=nesterov)  # fmt: skip
+    free = ours(nl.muon(mu, nesterov), 0.0, column([0.0] * K), steps=3)
+    assert float((mine - theirs).norm()) < 0.05 * float((mine - free).norm())
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 64), (1, 64, 4)])
+def test_muons_step_has_singular_values_near_1_and_torchs_factor(shape):
+    rule, g = nl.muon(), drawn(0, *shape)
+    u, _ = rule.direction(g, rule.init(g), 1)
+    values = torch.linalg.svdvals(u[0]) / max(1, shape[1] / shape[2]) ** 0.5
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+
+
+@quick
+@given(lrs, decays, fractions, st.floats(1e-3, 1))
+def test_lars_is_timms(lr, weight_decay, mu, trust):
+    timm = pytest.importorskip("timm.optim")
+    mine = ours(nl.lars(mu, trust), lr, column([weight_decay] * K))
+    theirs = torchs(timm.Lars, [lr] * K, [weight_decay] * K, momentum=mu, trust_coeff=trust,
+                    eps=0.0, always_adapt=True)  # fmt: skip
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@quick
+@given(BASES, lrs, decays)
+def test_a_step_on_the_sphere_keeps_the_norm_and_goes_lr_times_it(rule, lr, weight_decay):
+    w, gradient = later()
+    held, state, inner = nl.sphere(rule), nl.sphere(rule).init(w), rule.init(w)
+    radius = w.norm(dim=(1, 2), keepdim=True)
+    for step in range(1, STEPS + 1):
+        g = gradient(step, w)
+        u, inner = rule.direction(g, inner, step)
+        expected = w - lr * radius * u / u.norm(dim=(1, 2), keepdim=True)
+        expected *= radius / expected.norm(dim=(1, 2), keepdim=True)
+        w, state = held.update(w, g, state, lr, weight_decay, step)
+        torch.testing.assert_close(w, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(w.norm(dim=(1, 2), keepdim=True), radius, rtol=1e-12, atol=0)
+
+
+@quick
+@given(lrs, decays, st.sampled_from([nl.adamw(), nl.lion(), nl.muon()]))
+def test_cautious_decay_is_the_rules_on_entries_that_its_step_shrinks(lr, weight_decay, rule):
+    w, gradient = later()
+    cautious, state = nl.cautious(rule), rule.init(w)
+    mine, plain = w, rule.init(w)
+    for step in range(1, STEPS + 1):
+        g = gradient(step, mine)
+        free, _ = rule.update(mine, g, plain, lr, 0.0, step)
+        whole, plain = rule.update(mine, g, plain, lr, weight_decay, step)
+        shrinks = (free - mine) * mine <= 0
+        mine, state = cautious.update(mine, g, state, lr, weight_decay, step)
+        expected = torch.where(shrinks, whole, free)
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_cautious_decay_needs_a_rule_that_decays_by_itself():
+    with pytest.raises(ValueError, match="decoupled"):
+        nl.cautious(nl.adam())
+
+
+LATER = [
+    (nl.sphere(nl.adam(eps=1e-30)), 0, 0),
+    (nl.cautious(nl.adamw(eps=1e-30)), 1, 1),
+    (nl.muon(), 1, 1),
+    (nl.lars(), 0, 2),
+]
+
+
+@pytest.mark.parametrize(("rule", "p", "q"), LATER)
+def test_rescaling_weights_is_undone_by_the_exponents_that_a_rule_names(rule, p, q):
+    assert (rule.theory.scale_exponent, rule.theory.decay_exponent) == (p, q)
+    a, paths = 3.0, []
+    for factor in (1.0, a):
+        w = factor * drawn(0, K, C, N)
+        state, found = rule.init(w), []
+        for step in range(1, STEPS + 1):
+            g = drawn(step, K, C, N) / factor
+            w, state = rule.update(w, g, state, 0.1 * factor**p, 0.2 / factor**q, step)
+            found.append(w / factor)
+        paths.append(torch.stack(found))
+    torch.testing.assert_close(*paths, rtol=1e-9, atol=1e-12)
+
+
 def test_optimizers_are_values():
     """Equal if their hyperparameters are, usable as keys, and printed as they are written."""
     for make in (nl.sgd, nl.momentum, nl.nesterov, nl.adam, nl.adamw, nl.rmsprop, nl.adagrad,
-                 nl.adadelta, nl.lion, lambda: nl.unit_norm(nl.adam())):  # fmt: skip
+                 nl.adadelta, nl.lion, nl.muon, nl.lars, lambda: nl.unit_norm(nl.adam()),
+                 lambda: nl.sphere(nl.adam()), lambda: nl.cautious(nl.adamw())):  # fmt: skip
         assert make() == make()
         assert len({make(), make()}) == 1
     assert nl.momentum(0.9) != nl.nesterov(0.9) != nl.nesterov(0.8)
@@ -127,7 +222,8 @@ def test_optimizers_are_values():
 
 
 def test_updates_are_pure():
-    for rule in (nl.sgd(), nl.nesterov(), nl.adamw(), nl.lion(), nl.unit_norm(nl.momentum())):
+    for rule in (nl.sgd(), nl.nesterov(), nl.adamw(), nl.lion(), nl.unit_norm(nl.momentum()),
+                 nl.muon(), nl.lars(), nl.sphere(nl.adam()), nl.cautious(nl.lion())):  # fmt: skip
         w, g = rule.start(drawn(0, K, C, N)), drawn(1, K, C, N)
         state = rule.init(w)
         kept = [t.clone() for t in (w, g, *state)]

@@ -32,7 +32,7 @@ LAYERS = {
         *("wrapping", "exponents", "rules", "equilibria"),
         *("measuring", "records", "selecting", "tracking"),
     ),
-    "optimizers": (),
+    "optimizers": ("rule", "torchs", "later"),
     "convolutions": (),
     "networks": (),
     "data": ("datasets", "images"),

@@ -1,90 +1,15 @@
-"""Update rules as frozen values. Knows formulas of steps; nothing of networks, data or losses.
-
-An optimizer moves the weights w of K networks at once. w and its gradient g have shape (K, C, n):
-networks, channels (output units), inputs of one channel. `lr` and `weight_decay` are columns that
-broadcast against it, (K, 1, 1), so that each network has its own. All follow torch's conventions;
-λ is torch's `weight_decay`.
-"""
+"""The update rules that torch has, and Lion. Knows their steps; nothing of networks or losses."""
 
 import math
-from typing import Any, ClassVar
 
-import attrs
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
 from normlib import theory
+from normlib.optimizers.rule import Optimizer, Rate, State, as_tuple, two_fractions
 from normlib.theory import Theory
-from normlib.validation import checked_number, kind, number, one_of
-
-State = tuple[Tensor, ...]
-Rate = Tensor | float
-
-
-@frozen(repr=False)
-class Optimizer:
-    """One update rule; its fields are the hyperparameters that do not vary over a grid.
-
-    Two of the same class and fields are equal. A rule of your own is a subclass that says which
-    way it steps (`direction`) and what is known of it (`theory`): see `book/own_rule.md`.
-
-    Attributes
-    ----------
-    buffers : int
-        How many tensors like w, zero at first, make up the state.
-    decoupled : bool
-        Whether decay multiplies w before the step, instead of being added to the gradient.
-    """
-
-    buffers: ClassVar[int] = 0
-    decoupled: ClassVar[bool] = False
-
-    @property
-    def name(self) -> str:
-        """The class's name, e.g. ``"adam"``; with the fields it identifies the rule."""
-        return type(self).__name__.lower()
-
-    @property
-    def theory(self) -> Theory:
-        """What is known of it on scale-invariant weights."""
-        raise NotImplementedError
-
-    @property
-    def other(self) -> "Optimizer":
-        """What moves parameters that are not scale-invariant; itself, but for `unit_norm`."""
-        return self
-
-    def __repr__(self) -> str:
-        fields = attrs.asdict(self, recurse=False).items()
-        return f"{self.name}({', '.join(f'{name}={value}' for name, value in fields)})"
-
-    def start(self, w: Tensor) -> Tensor:
-        """The weights with which training begins: w itself, but for `unit_norm`."""
-        return w
-
-    def init(self, w: Tensor) -> State:
-        """The state before the first step."""
-        return tuple(torch.zeros_like(w) for _ in range(self.buffers))
-
-    def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
-        """What is subtracted from w, times lr, and the new state; `step` counts from 1."""
-        raise NotImplementedError
-
-    def rate(self, lr: Rate, step: int) -> Rate:
-        """The factor of the direction: lr itself, but for Adam's first steps."""
-        return lr
-
-    def update(
-        self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
-    ) -> tuple[Tensor, State]:
-        """New weights and state, from the gradient without decay."""
-        if self.decoupled:
-            w = _minus(w, lr * weight_decay, w)
-        else:
-            g = _plus(g, weight_decay, w)
-        direction, state = self.direction(g, state, step)
-        return _minus(w, self.rate(lr, step), direction), state
+from normlib.validation import number
 
 
 def sgd() -> Optimizer:
@@ -147,39 +72,7 @@ def lion(betas: tuple[float, float] = (0.9, 0.99)) -> Optimizer:
     return Lion(betas)
 
 
-def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
-    """The paper's normalized update: after every step, scale-invariant weights go back to norm 1.
-
-    Parameters
-    ----------
-    optimizer : Optimizer
-        What makes the step; decay and all. Other parameters follow it unchanged.
-    per : {"channel", "layer"}
-        Whose norm is 1: each output channel's, as in the paper, or the whole layer's.
-
-    Notes
-    -----
-    Source: van Laarhoven 2017. Chapter 07.
-
-    >>> unit_norm(sgd()).start(torch.tensor([[[3.0, 4.0]]]))
-    tensor([[[0.6000, 0.8000]]])
-    """
-    return UnitNorm(optimizer, per)
-
-
 # The rules themselves ---------------------------------------------------------------------------
-
-
-def _as_tuple(values: Any) -> Any:
-    return tuple(values) if isinstance(values, list) else values
-
-
-def _betas(_: Any, attribute: "attrs.Attribute[Any]", values: Any) -> None:
-    if not isinstance(values, tuple) or len(values) != 2:
-        error = ValueError if isinstance(values, tuple) else TypeError
-        raise error(f"{attribute.name} must be two numbers in [0, 1), got {values!r}")
-    for i, value in enumerate(values):
-        checked_number(f"{attribute.name}[{i}]", value, below=1)
 
 
 @frozen(repr=False)
@@ -219,7 +112,7 @@ class Nesterov(Momentum):
 
 @frozen(repr=False)
 class Adam(Optimizer):
-    betas: tuple[float, float] = field(converter=_as_tuple, validator=_betas)
+    betas: tuple[float, float] = field(converter=as_tuple, validator=two_fractions)
     eps: float = field(validator=number())
     buffers = 2
 
@@ -296,7 +189,7 @@ class Adadelta(Optimizer):
 
 @frozen(repr=False)
 class Lion(Optimizer):
-    betas: tuple[float, float] = field(converter=_as_tuple, validator=_betas)
+    betas: tuple[float, float] = field(converter=as_tuple, validator=two_fractions)
     buffers = 1
     decoupled = True
 
@@ -307,47 +200,3 @@ class Lion(Optimizer):
     def direction(self, g: Tensor, state: State, step: int) -> tuple[Tensor, State]:
         (m,), (b1, b2) = state, self.betas
         return torch.lerp(m, g, 1 - b1).sign(), (torch.lerp(m, g, 1 - b2),)
-
-
-@frozen(repr=False)
-class UnitNorm(Optimizer):
-    optimizer: Optimizer = field(validator=kind(Optimizer, "an optimizer such as nl.nesterov()"))
-    per: str = field(validator=one_of("channel", "layer"))
-
-    @property
-    def name(self) -> str:
-        return "unit_norm"
-
-    @property
-    def theory(self) -> Theory:
-        return theory.unit_norm()
-
-    @property
-    def other(self) -> Optimizer:
-        return self.optimizer.other
-
-    def start(self, w: Tensor) -> Tensor:
-        return w / w.norm(dim=(2,) if self.per == "channel" else (1, 2), keepdim=True)
-
-    def init(self, w: Tensor) -> State:
-        return self.optimizer.init(w)
-
-    def update(
-        self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
-    ) -> tuple[Tensor, State]:
-        w, state = self.optimizer.update(w, g, state, lr, weight_decay, step)
-        return self.start(w), state
-
-
-def _plus(g: Tensor, weight_decay: Rate, w: Tensor) -> Tensor:
-    """g + λw in one pass over memory, which is what an update costs."""
-    if isinstance(weight_decay, Tensor):
-        return torch.addcmul(g, weight_decay, w)
-    return torch.add(g, w, alpha=weight_decay) if weight_decay else g
-
-
-def _minus(w: Tensor, lr: Rate, step: Tensor) -> Tensor:
-    """w − η step in one pass."""
-    if isinstance(lr, Tensor):
-        return torch.addcmul(w, lr, step, value=-1)
-    return torch.add(w, step, alpha=-lr)

@@ -1,0 +1,31 @@
+"""Update rules as frozen values. Knows formulas of steps; nothing of networks, data or losses."""
+
+from normlib.optimizers.later import LARS as LARS
+from normlib.optimizers.later import Cautious as Cautious
+from normlib.optimizers.later import Muon as Muon
+from normlib.optimizers.later import Sphere as Sphere
+from normlib.optimizers.later import UnitNorm as UnitNorm
+from normlib.optimizers.later import cautious as cautious
+from normlib.optimizers.later import lars as lars
+from normlib.optimizers.later import muon as muon
+from normlib.optimizers.later import sphere as sphere
+from normlib.optimizers.later import unit_norm as unit_norm
+from normlib.optimizers.rule import Optimizer as Optimizer
+from normlib.optimizers.torchs import SGD as SGD
+from normlib.optimizers.torchs import Adadelta as Adadelta
+from normlib.optimizers.torchs import Adagrad as Adagrad
+from normlib.optimizers.torchs import Adam as Adam
+from normlib.optimizers.torchs import AdamW as AdamW
+from normlib.optimizers.torchs import Lion as Lion
+from normlib.optimizers.torchs import Momentum as Momentum
+from normlib.optimizers.torchs import Nesterov as Nesterov
+from normlib.optimizers.torchs import RMSprop as RMSprop
+from normlib.optimizers.torchs import adadelta as adadelta
+from normlib.optimizers.torchs import adagrad as adagrad
+from normlib.optimizers.torchs import adam as adam
+from normlib.optimizers.torchs import adamw as adamw
+from normlib.optimizers.torchs import lion as lion
+from normlib.optimizers.torchs import momentum as momentum
+from normlib.optimizers.torchs import nesterov as nesterov
+from normlib.optimizers.torchs import rmsprop as rmsprop
+from normlib.optimizers.torchs import sgd as sgd
