@@ -325,3 +325,129 @@ def test_weights_beyond_the_limit_turn_by_themselves(nesterov, times):
         old = w
         w, state = rule.update(w, push * (step == 1), state, lr, product / lr, step)
     assert float((w - old).norm()) == pytest.approx(2 * math.sin(expected / 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
+def test_decay_under_momentum_equals_a_growing_rate(data, mu):
+    """With the right buffer to rounding over 200 steps; with a buffer of zero it is another."""
+    net, lr, weight_decay, steps = nl.mlp(width=8, depth=2, eps=1e-30), 0.02, 0.1, 200
+    total = 1 + mu - lr * weight_decay
+    a = (total + math.sqrt(total**2 - 4 * mu)) / 2
+    x, y = data.x_train.double(), data.y_train
+
+    def train(decay, rates, start):
+        torch.manual_seed(0)
+        model = net.module(data.shape, data.classes).double()
+        weights = [getattr(model, layer).weight for layer in net.layers]
+        buffers = [start * w.detach() for w in weights]
+        order, found = torch.Generator().manual_seed(0), []
+        for rate in rates:
+            batch = torch.randint(len(x), (50,), generator=order)
+            logits = model(x[batch])
+            found.append(logits.detach())
+            grads = torch.autograd.grad(F.cross_entropy(logits, y[batch]), weights)
+            with torch.no_grad():
+                for w, g, b in zip(weights, grads, buffers, strict=True):
+                    b.mul_(mu).add_(g + decay * w)
+                    w.sub_(rate * b)
+        return torch.stack(found)
+
+    decayed = train(weight_decay, [lr] * steps, 0.0)
+    rates = [lr * a ** (-2 * t - 1) for t in range(steps)]
+    apart = {
+        start: float((train(0.0, rates, start) - decayed).abs().max() / decayed.abs().max())
+        for start in {-(1 - a) / (a * lr), 0.0}
+    }
+    assert apart[-(1 - a) / (a * lr)] < 1e-9
+    assert mu == 0 or apart[0.0] > 1e-3
+
+
+def test_adamws_weights_are_a_mean_of_its_steps():
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(30, generator=generator, dtype=torch.float64).requires_grad_()
+    start, weight_decay, steps = w.detach().clone(), 0.5, 120
+    rates = 0.02 * np.cos(np.arange(steps) / 80)
+    optimizer = torch.optim.AdamW([w], weight_decay=weight_decay)
+    moved = []
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        w.grad = torch.randn(30, generator=generator, dtype=torch.float64)
+        before = w.detach().clone()
+        optimizer.step()
+        moved.append(((1 - rate * weight_decay) * before - w.detach()) / rate)
+    alpha = rates * weight_decay
+    left = np.append(np.cumprod((1 - alpha)[::-1])[::-1], 1.0)
+    shares = alpha * left[1:]
+    assert left[0] + shares.sum() == pytest.approx(1, abs=1e-12)
+    mean = left[0] * start - sum(c * u / weight_decay for c, u in zip(shares, moved, strict=True))
+    torch.testing.assert_close(mean, w.detach(), rtol=1e-12, atol=1e-12)
+
+
+def orthogonal(w, generator, length=1.0):
+    """A random gradient across w, of a given unit gradient."""
+    g = torch.randn(w.shape, generator=generator, dtype=w.dtype)
+    norm = w.norm(dim=(1, 2), keepdim=True)
+    g = g - (g * w).sum((1, 2), keepdim=True) / norm**2 * w
+    return length * g / (g.norm(dim=(1, 2), keepdim=True) * norm)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_the_norms_gain_lies_along_the_weights_by_the_share_of_momentum(beta):
+    """And the three parts add up to what the norm does, to rounding."""
+    rule, lr, weight_decay = nl.adamw((beta, 0.99), eps=1e-30), 0.005, 0.4
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 1, 500, generator=generator, dtype=torch.float64)
+    w *= rule.theory.equilibrium_norm(lr, weight_decay, size=500) / w.norm(dim=2, keepdim=True)
+    state, parts = rule.init(w), []
+    for t in range(1, 2501):
+        new, state = rule.update(w, orthogonal(w, generator), state, lr, weight_decay, t)
+        kept = 1 - lr * weight_decay
+        step = kept * w - new
+        along, length = -2 * kept * (w * step).sum(), step.square().sum()
+        decay = lr * weight_decay * (2 - lr * weight_decay) * w.square().sum()
+        change = float(new.square().sum() - w.square().sum())
+        assert change == pytest.approx(float(along + length - decay), abs=1e-12)
+        parts.append((float(along), float(length)))
+        w = new
+    along, length = np.array(parts[1000:]).sum(0)
+    assert along / (along + length) == pytest.approx(2 * beta / (1 + beta), abs=0.02)
+
+
+@pytest.mark.parametrize("product", [0.001, 0.05])
+def test_directions_swing_under_momentum_and_strong_decay(product):
+    rule, lr, mu = nl.momentum(0.9), 0.1, 0.9
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 1, 400, generator=generator, dtype=torch.float64)
+    w *= rule.theory.equilibrium_norm(lr, product / lr, 1.0) / w.norm(dim=2, keepdim=True)
+    state, path = rule.init(w), []
+    for t in range(1, 2501):
+        w, state = rule.update(w, orthogonal(w, generator), state, lr, product / lr, t)
+        path.append(w / w.norm(dim=2, keepdim=True))
+    path = torch.stack(path[500:])
+    expected = [1.0, (1 + mu - product) / (1 + mu)]
+    for _ in range(29):
+        expected.append((1 + mu - product) * expected[-1] - mu * expected[-2])
+    found = [float((path[: len(path) - k] * path[k:]).sum((2, 3)).mean()) for k in range(31)]
+    np.testing.assert_allclose(found, expected, atol=0.04)
+    assert (min(found) < 0) is (product > (1 - mu**0.5) ** 2)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.9])
+def test_lars_turns_by_its_rate_and_balances_its_share_of_decay(mu):
+    # Its norm rests after ((1−μ)/ηc)² steps, whatever λ is: as many for both.
+    trust, weight_decay, generator = 0.04 * (1 - mu), 0.1, torch.Generator().manual_seed(0)
+    rule = nl.lars(mu, trust)
+    rest = math.sqrt(trust / (2 * weight_decay * (1 - mu)))
+    w = torch.randn(4, 1, 600, generator=generator, dtype=torch.float64)
+    w *= 1.1 * rest / w.norm(dim=2, keepdim=True)
+    state, angles, norms = rule.init(w), [], []
+    for t in range(1, 3001):
+        new, state = rule.update(w, orthogonal(w, generator), state, 1.0, weight_decay, t)
+        chord = F.normalize(new, dim=2) - F.normalize(w, dim=2)
+        angles.append(float(chord.square().sum(2).mean()))
+        norms.append(float(w.norm(dim=2).mean()))
+        w = new
+    assert math.sqrt(np.mean(angles[1500:])) == pytest.approx(
+        trust / math.sqrt(1 - mu**2), rel=0.05
+    )
+    assert np.mean(norms[1500:]) == pytest.approx(rest, rel=0.05)

@@ -148,6 +148,17 @@ def _falling(optimizer: Optimizer, weight_decay: float) -> Sweep:
     )  # fmt: skip
 
 
+def _to(fraction: float, **changes: Any) -> Sweep:
+    """AdamW under a learning rate that falls in a straight line to a fraction of its first."""
+
+    def schedule(step: int, steps: int) -> float:
+        return 1 - (1 - fraction) * step / steps
+
+    shared = {"lr": [0.003, 0.01, 0.03, 0.1], "weight_decay": [0.03, 0.1, 0.3, 1, 3, 10]}
+    shared |= {"lr_other": 0.003, "record_every": 400}
+    return _grid(adamw(), schedule=schedule, **shared | changes)
+
+
 def _pushed(
     optimizer: Optimizer, weight_decay: float, norms: tuple[float, float, float], factor: float
 ) -> Sweep:
@@ -246,6 +257,9 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "fall_free_report": lambda: _course(False, 0.3, seed=range(5, 15)),
     "fall_constant_report": lambda: _course(True, 0.03, seed=range(5, 15)),
     "fall_linear_report": lambda: _course(True, 0.3, seed=range(5, 15), schedule=linear),
+    # AdamW to zero and to a tenth: to choose η and λ by, on images held out.
+    "to_zero_validation": lambda: _to(0.0, data=_held_out()),
+    "to_tenth_validation": lambda: _to(0.1, data=_held_out()),
     # The gradient's norm over the weights' while the rate falls, slowly; (1−μ)/(4ηλ) is 25 steps
     # at first in both.
     "falling_sgd": lambda: _falling(sgd(), 0.1),
