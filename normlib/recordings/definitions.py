@@ -257,9 +257,11 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "fall_free_report": lambda: _course(False, 0.3, seed=range(5, 15)),
     "fall_constant_report": lambda: _course(True, 0.03, seed=range(5, 15)),
     "fall_linear_report": lambda: _course(True, 0.3, seed=range(5, 15), schedule=linear),
-    # AdamW to zero and to a tenth: to choose η and λ by, on images held out.
+    # AdamW to zero and to a tenth: to choose η and λ by, on images held out; and what they chose.
     "to_zero_validation": lambda: _to(0.0, data=_held_out()),
     "to_tenth_validation": lambda: _to(0.1, data=_held_out()),
+    "to_zero_report": lambda: _reported(_to(0.0), 0.01, 1.0),
+    "to_tenth_report": lambda: _reported(_to(0.1), 0.003, 3.0),
     # The gradient's norm over the weights' while the rate falls, slowly; (1−μ)/(4ηλ) is 25 steps
     # at first in both.
     "falling_sgd": lambda: _falling(sgd(), 0.1),
