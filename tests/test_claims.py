@@ -16,7 +16,9 @@ DESIGNED = (
     *(f"D{i}" for i in range(1, 10)),
     *(f"T{i}" for i in range(1, 8)),
     *(f"F{i}" for i in range(1, 4)),
-    *(f"E{i}" for i in range(1, 7)),
+    *(f"E{i}" for i in range(1, 8)),
+    *(f"R{i}" for i in range(1, 10)),
+    *(f"G{i}" for i in range(1, 6)),
 )
 CHAPTERED = [id for id in DESIGNED if BY_ID[id].supports]
 

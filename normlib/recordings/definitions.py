@@ -159,6 +159,15 @@ def _to(fraction: float, **changes: Any) -> Sweep:
     return _grid(adamw(), schedule=schedule, **shared | changes)
 
 
+def _repeated(per_class: int, decay_on: str) -> Sweep:
+    """The first images of each class, again and again for 1,200 steps, and what decays."""
+    return _grid(
+        nesterov(0.9), data=mnist1d().balanced(per_class), lr=0.1, lr_other=None,
+        weight_decay=[0, 1e-3, 3e-3, 0.01, 0.03, 0.1], decay_on=decay_on, schedule=linear,
+        epochs=12_000 // per_class, seed=range(10), record_every=400,
+    )  # fmt: skip
+
+
 def _pushed(
     optimizer: Optimizer, weight_decay: float, norms: tuple[float, float, float], factor: float
 ) -> Sweep:
@@ -262,6 +271,13 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "to_tenth_validation": lambda: _to(0.1, data=_held_out()),
     "to_zero_report": lambda: _reported(_to(0.0), 0.01, 1.0),
     "to_tenth_report": lambda: _reported(_to(0.1), 0.003, 3.0),
+    # 400 and 1,000 images seen many times, and what decays.
+    "few_invariant": lambda: _repeated(40, "invariant"),
+    "few_weights": lambda: _repeated(40, "weights"),
+    "few_all": lambda: _repeated(40, "all"),
+    "some_invariant": lambda: _repeated(100, "invariant"),
+    "some_all": lambda: _repeated(100, "all"),
+    "many_all": lambda: _repeated(394, "all"),
     # The gradient's norm over the weights' while the rate falls, slowly; (1−μ)/(4ηλ) is 25 steps
     # at first in both.
     "falling_sgd": lambda: _falling(sgd(), 0.1),
