@@ -16,7 +16,8 @@ WORDS = r"""
 \frac \tfrac \sqrt \log \sum \prod \cdot \cdots \dots \ldots \quad \qquad \langle \rangle \lVert
 \rVert \le \ge \ll \gg \to \infty \approx \propto \perp \ne \pm \mp \times \left \right \big \Big
 \bigg \tan \cos \sin \max \min \exp \nabla \partial \in \equiv \leftarrow \rightarrow \mapsto \sim
-\pi \int \ln \mathrm \Delta \top \mid \circ \not \over \underbrace \lvert \rvert \neq \iff \implies \odot \mathbb
+\pi \int \ln \mathrm \Delta \top \mid \circ \not \over \underbrace \lvert \rvert \neq \iff \implies
+\odot \mathbb
 """
 TOKEN = re.compile(
     r"\\(?:text|operatorname|mathrm|begin|end)\*?\{[^}]*\}"  # words are no symbols
@@ -24,7 +25,8 @@ TOKEN = re.compile(
     r"(?=_(\\text\{\w+\}|\\?\w+|\{[^}]*\})|)"
 )
 GREEK = r"""
-\alpha \beta \gamma \delta \varepsilon \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi \chi
+\alpha \beta \gamma \delta \varepsilon \eta \theta \kappa \lambda \mu \nu \xi \rho \sigma \tau \phi
+\chi
 """
 NAMES = dict(zip("αβγδεηθκλμνξρστφχ", GREEK.split(), strict=True))
 HATS = {"\u0302": r"\hat", "\u0303": r"\tilde", "\u0304": r"\bar", "\u0307": r"\dot", "": ""}

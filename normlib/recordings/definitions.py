@@ -168,6 +168,12 @@ def _repeated(per_class: int, decay_on: str) -> Sweep:
     )  # fmt: skip
 
 
+def _wide(width: int) -> Sweep:
+    """AdamW on a network of some width: which η and λ are best?"""
+    spec = _to(0.0, lr=[0.001, 0.003, 0.01, 0.03], weight_decay=[0.1, 0.3, 1, 3, 10], seed=range(3))
+    return spec.replace(net=convnet(width=width, depth=3, norm="batch"))
+
+
 def _pushed(
     optimizer: Optimizer, weight_decay: float, norms: tuple[float, float, float], factor: float
 ) -> Sweep:
@@ -278,6 +284,11 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "some_invariant": lambda: _repeated(100, "invariant"),
     "some_all": lambda: _repeated(100, "all"),
     "many_all": lambda: _repeated(394, "all"),
+    # The same data, and networks that grow wider.
+    "width_8": lambda: _wide(8),
+    "width_16": lambda: _wide(16),
+    "width_32": lambda: _wide(32),
+    "width_64": lambda: _wide(64),
     # The gradient's norm over the weights' while the rate falls, slowly; (1−μ)/(4ηλ) is 25 steps
     # at first in both.
     "falling_sgd": lambda: _falling(sgd(), 0.1),
