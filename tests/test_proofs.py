@@ -451,3 +451,48 @@ def test_lars_turns_by_its_rate_and_balances_its_share_of_decay(mu):
         trust / math.sqrt(1 - mu**2), rel=0.05
     )
     assert np.mean(norms[1500:]) == pytest.approx(rest, rel=0.05)
+
+
+@pytest.mark.parametrize("product", [0.002, 0.01])
+def test_the_toy_jumps_when_what_it_lost_has_grown_back(product):
+    """From one return of |x| to a level to the next, with σ read off at both."""
+    lr, (x, y), path = 0.1, (0.6, 0.8), []
+    for _ in range(int(8 / product)):
+        square = x * x + y * y
+        gx, gy = 2 * x * y * y / square**2, -2 * x * x * y / square**2
+        x, y = x - lr * (gx + product / lr * x), y - lr * (gy + product / lr * y)
+        path.append((abs(x), 2 * lr / (x * x + y * y)))
+    size, sigma = np.array(path).T
+    small = size < 1e-3 * sigma**-0.5
+    starts = np.flatnonzero(small[1:] & ~small[:-1]) + 1
+    ends = np.flatnonzero(~small[1:] & small[:-1]) + 1
+    ends = ends[ends > starts[0]]
+    assert len(ends) > 3
+    for first, last in zip(starts, ends, strict=False):
+        part = sigma[first:last]
+        assert part[0] < 2 < part[-1]
+        change = np.log(np.abs(1 - part))
+        # the whole is zero where each half is large
+        assert abs(change.sum()) < 0.05 * np.abs(change).sum()
+        steps = np.log(part[-1] / part[0]) / (2 * product)
+        assert steps == pytest.approx(last - first, rel=0.05, abs=2)
+
+
+def test_decay_balances_a_pair_at_twice_its_rate():
+    generator = torch.Generator().manual_seed(0)
+    a, b, goal = (torch.randn(6, 6, generator=generator).double() for _ in range(3))
+    a, lr, weight_decay = 2 * a, 1e-3, 0.5
+    first, sizes, left = a.T @ a - b @ b.T, [], []
+    for _ in range(6000):
+        residual = a @ b - goal
+        a, b = (
+            (1 - lr * weight_decay) * a - lr * residual @ b.T,
+            (1 - lr * weight_decay) * b - lr * a.T @ residual,
+        )
+        half = (a.square().sum() + b.square().sum()) / 2
+        sizes.append(float(half / torch.linalg.svdvals(a @ b).sum()))
+        left.append(float((a.T @ a - b @ b.T).norm() / first.norm()))
+    assert left[799] == pytest.approx((1 - lr * weight_decay) ** 1600, rel=0.03)
+    assert min(sizes) >= 1
+    assert sizes[0] > 1.3
+    assert sizes[-1] < 1.01

@@ -1,4 +1,4 @@
-"""Measure the scale exponents of all optimizers of two public collections: tools/optimizers.md.
+"""Measure what decay does in torch's optimizers and two public collections: book/optimizers.md.
 
     python tools/optimizers.py            print the table
     python tools/optimizers.py --write    and keep it
@@ -6,7 +6,8 @@
 Takes some minutes, with timm and pytorch_optimizer installed. Each exponent p that the tracker
 would use is tried on another problem: weights twice as long with 2^p times the learning rate must
 be the same training, and twice as long alone must not, unless p is 0. Each formula for the angle is
-tried on random gradients. What fails is marked WRONG, and the exit status says so.
+tried on random gradients. How decay enters is found by giving the same steps with it and
+without. What fails is marked WRONG, and the exit status says so.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from normlib.diagnostics.exponents import exponent_of, like, made, split
-from normlib.diagnostics.rules import theory_of
+from normlib.diagnostics.rules import decay_of, steps_of, theory_of
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parent.parent / "book/optimizers.md"
 SHAPE = (24, 10)
 SIZE = 0.1  # root mean square entry of the weights
 
@@ -38,6 +39,15 @@ def optimizers() -> Iterator[tuple[str, Callable[..., Optimizer]]]:
     import pytorch_optimizer
     import timm.optim
 
+    for name, kind in sorted(vars(torch.optim).items()):
+        if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer:
+            takes = "weight_decay" in inspect.signature(kind).parameters
+            yield (
+                f"torch {name}",
+                lambda p, wd, kind=kind, takes=takes: kind(
+                    p, **({"weight_decay": wd} if takes else {})
+                ),
+            )
     for name in timm.optim.list_optimizers():
         yield (
             f"timm {name}",
@@ -125,8 +135,55 @@ def angle_ratio(optimizer: Optimizer) -> float:
     return float(np.sqrt(np.square(angles[1500:]).mean())) / rule.angle(1e-3, 1.0, 1.0, w.numel())
 
 
+def convention(optimizer: Optimizer) -> str:
+    """How decay enters: into the gradient, beside it times lr, beside it alone, or otherwise."""
+    group = {**optimizer.param_groups[0]}
+    if "weight_decay" not in group:
+        return "none"
+    lr = group.get("lr")
+    group |= {"weight_decay": 0.05} | ({} if lr is None else {"lr": 1e-3})
+    random = torch.Generator().manual_seed(4)
+    w = torch.randn(6, 6, generator=random, dtype=torch.float64)
+    grads = [torch.randn(6, 6, generator=random, dtype=torch.float64) for _ in range(3)]
+    held, now, decayed = [], w, []
+    for step, g in zip(
+        steps_of(like(optimizer, group, weight_decay=0.05), w, grads, None), grads, strict=True
+    ):
+        held.append(step)
+        decayed.append(g + 0.05 * now)
+        now = now + step
+    free = list(steps_of(like(optimizer, group, weight_decay=0.0), w, decayed, None))
+    apart = (torch.stack(held) - torch.stack(free)).norm() / torch.stack(held).norm()
+    if apart < 1e-6:
+        return "in the gradient"
+    kind = "" if lr is None else decay_of(optimizer, group)
+    return {"times lr": "ηλ", "independent": "λ", "": "other"}[kind]
+
+
+def persistence(optimizer: Optimizer) -> float:
+    """κ of the angle √(2ηλ/κ) at the balance; nan where the angle is not of that form."""
+    group = {**optimizer.param_groups[0], "lr": 1e-3, "weight_decay": 1.0}
+    if optimizer.param_groups[0].get("lr") is None:
+        return math.nan
+    rule = theory_of(optimizer, group, SHAPE, step=10**6)
+    if rule is None or not rule.scale_exponent or rule.decay_exponent != rule.scale_exponent:
+        return math.nan
+    angles = [rule.angle(1e-3, decay, 1.0, 240) for decay in (1.0, 0.25)]
+    if not angles[1] or abs(angles[0] / angles[1] - 2) > 0.01:
+        return math.nan
+    return 2e-3 / angles[0] ** 2
+
+
+def tried(what: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
+    """None where a stranger's step raises."""
+    try:
+        return what(optimizer)
+    except Exception:
+        return None
+
+
 def row(make: Callable[..., Optimizer]) -> list[str]:
-    """p without and with decay, the angle over its formula, and remarks."""
+    """p without and with decay, how decay enters, κ, the angle over its formula, and remarks."""
     cells, notes = [], list[str]()
     for decay in (0.0, 0.05):
         optimizer = make(weights(), decay)
@@ -135,6 +192,9 @@ def row(make: Callable[..., Optimizer]) -> list[str]:
         cells.append("WRONG" if wrong else f"{p:.3g}")
         if reason:
             notes.append(reason.split("measured (")[-1].split("); give")[0])
+    cells.append(tried(convention, optimizer) or "?")
+    kappa: float = tried(persistence, optimizer) or math.nan
+    cells.append("" if math.isnan(kappa) else f"{kappa:.3g}")
     ratio: float = angle_ratio(optimizer)
     cells.append("" if math.isnan(ratio) else f"{ratio:.3f}")
     if abs(ratio - 1) > 0.05:
@@ -164,15 +224,23 @@ def main() -> None:
     )
     text = "\n".join(
         [
-            "# Scale exponents of two public collections",
+            "# Optimizers, and how they decay",
             "",
-            f"Written by `tools/optimizers.py` on {datetime.date.today()}, with {versions}; "
-            "each with its default settings. nan: not measured, for the reason in the last column; "
-            "then `effective_lr` is nan too. *angle*: under random gradients, over the formula of "
-            "the tracker; empty where it has none.",
+            f"Measured by `tools/optimizers.py` on {datetime.date.today()}, with {versions}; "
+            "each optimizer with its default settings. A guess about one that is not here: "
+            "[chapter 09](../notebooks/09_audit_your_model.ipynb) measures yours.",
             "",
-            "| optimizer | p without decay | p with decay | angle | why not |",
-            "|---|---|---|---|---|",
+            "- **p**: the effective learning rate is η/rᵖ. nan: none was found, for the reason in "
+            "the last column.",
+            "- **decay**: what a step takes off. *ηλ*: ηλ of the weights, as torch's AdamW. *λ*: "
+            "λ of them, whatever η is. *in the gradient*: λw is added to the gradient. *other*: "
+            "none of these. *none*: it has no weight decay.",
+            "- **κ**: at the balance a step turns weights by √(2ηλ/κ). Empty: no such angle is "
+            "known, or another formula holds.",
+            "- **angle**: measured on random gradients, over that formula.",
+            "",
+            "| optimizer | p | p with decay | decay | κ | angle | why not |",
+            "|---|---|---|---|---|---|---|",
             *(f"| {' | '.join(cells)} |" for cells in lines),
             "",
             f"Left out, since they could not be made or stepped here: {'; '.join(left)}.",

@@ -70,7 +70,7 @@ def _measured(
             warnings.simplefilter("ignore")
             if not abs(exponent_of(optimizer, group)[0] - 1) < 0.02:
                 return None
-            decay = _decay(optimizer, group)
+            decay = decay_of(optimizer, group)
             found = _persistence(like(optimizer, group, weight_decay=0.0), shape) if decay else None
     except Exception:  # whatever a stranger's constructor or step may do
         return None
@@ -81,7 +81,7 @@ def _measured(
     return rule.independent() if decay == "independent" else rule
 
 
-def _decay(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
+def decay_of(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
     """How a step's decay depends on lr: "times lr", "independent", or "" for any other kind.
 
     Each step must be −lr · (u + λw), or without that lr, with u that is the same for all w.
@@ -96,7 +96,7 @@ def _decay(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
     # At half the lr that it is made with: some rules remember that one.
     make = {wd: like(optimizer, group, weight_decay=wd) for wd in (0.0, decay)}
     free, far, held = (
-        list(_steps(make[wd], start, grads, rate))
+        list(steps_of(make[wd], start, grads, rate))
         for wd, start in ((0.0, w), (0.0, 4 * w), (decay, w))
     )
     length = torch.stack(free).norm()
@@ -112,7 +112,9 @@ def _decay(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
     return ""
 
 
-def _steps(make: Make, start: Tensor, grads: list[Tensor], rate: float | None) -> Iterator[Tensor]:
+def steps_of(
+    make: Make, start: Tensor, grads: list[Tensor], rate: float | None
+) -> Iterator[Tensor]:
     """The steps that an optimizer makes from `start` under given gradients."""
     weights = nn.Parameter(start.clone())
     optimizer = made(make, weights)
@@ -142,7 +144,7 @@ def _persistence(make: Make, shape: tuple[int, ...]) -> tuple[float, float] | No
             size = [most * most if side > 1 else 1 for side in (rows, columns)]
         random = torch.Generator().manual_seed(0)
         grads = [torch.randn(size, generator=random) for _ in range(_FILLED + count)]
-        steps = torch.stack([*_steps(make, torch.zeros(size), grads, None)][_FILLED:]).flatten(1)
+        steps = torch.stack([*steps_of(make, torch.zeros(size), grads, None)][_FILLED:]).flatten(1)
         power = torch.fft.rfft(steps, n=2 * count, dim=0).abs().square().sum(1)
         sums = torch.fft.irfft(power, n=2 * count)[: lags + 1]
         alike = sums / (count - torch.arange(lags + 1)) / (sums[0] / count)

@@ -154,7 +154,9 @@ def _to(fraction: float, **changes: Any) -> Sweep:
     def schedule(step: int, steps: int) -> float:
         return 1 - (1 - fraction) * step / steps
 
-    shared = {"lr": [0.003, 0.01, 0.03, 0.1], "weight_decay": [0.03, 0.1, 0.3, 1, 3, 10]}
+    shared: dict[str, Any] = {
+        "lr": [0.003, 0.01, 0.03, 0.1], "weight_decay": [0.03, 0.1, 0.3, 1, 3, 10]
+    }  # fmt: skip
     shared |= {"lr_other": 0.003, "record_every": 400}
     return _grid(adamw(), schedule=schedule, **shared | changes)
 
@@ -170,7 +172,7 @@ def _repeated(per_class: int, decay_on: str) -> Sweep:
 
 def _wide(width: int) -> Sweep:
     """AdamW on a network of some width: which η and λ are best?"""
-    spec = _to(0.0, lr=[0.001, 0.003, 0.01, 0.03], weight_decay=[0.1, 0.3, 1, 3, 10], seed=range(3))
+    spec = _to(0.0, lr=[0.003, 0.01, 0.03], weight_decay=[0.1, 0.3, 1, 3, 10], seed=range(8))
     return spec.replace(net=convnet(width=width, depth=3, norm="batch"))
 
 

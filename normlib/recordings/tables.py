@@ -15,7 +15,7 @@ import xarray as xr
 from normlib import files
 
 FOLDER = Path(__file__).parent
-TABLES = ("rules_of_decay", "rotation", "rotation_everywhere", "rotation_falling")
+TABLES = ("rules_of_decay", "rotation", "rotation_everywhere", "rotation_falling", "decoders")
 
 
 def kept(
