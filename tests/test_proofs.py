@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -383,24 +384,13 @@ def test_adamws_weights_are_a_mean_of_its_steps():
     torch.testing.assert_close(mean, w.detach(), rtol=1e-12, atol=1e-12)
 
 
-def orthogonal(w, generator, length=1.0):
-    """A random gradient across w, of a given unit gradient."""
-    g = torch.randn(w.shape, generator=generator, dtype=w.dtype)
-    norm = w.norm(dim=(1, 2), keepdim=True)
-    g = g - (g * w).sum((1, 2), keepdim=True) / norm**2 * w
-    return length * g / (g.norm(dim=(1, 2), keepdim=True) * norm)
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
 def test_the_norms_gain_lies_along_the_weights_by_the_share_of_momentum(beta):
     """And the three parts add up to what the norm does, to rounding."""
     rule, lr, weight_decay = nl.adamw((beta, 0.99), eps=1e-30), 0.005, 0.4
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(4, 1, 500, generator=generator, dtype=torch.float64)
-    w *= rule.theory.equilibrium_norm(lr, weight_decay, size=500) / w.norm(dim=2, keepdim=True)
-    state, parts = rule.init(w), []
-    for t in range(1, 2501):
-        new, state = rule.update(w, orthogonal(w, generator), state, lr, weight_decay, t)
+    start = rule.theory.equilibrium_norm(lr, weight_decay, size=500)
+    parts = []
+    for w, new in pairwise(nl.random_walk(rule, (4, 1, 500), start, lr, weight_decay, 2500)):
         kept = 1 - lr * weight_decay
         step = kept * w - new
         along, length = -2 * kept * (w * step).sum(), step.square().sum()
@@ -408,7 +398,6 @@ def test_the_norms_gain_lies_along_the_weights_by_the_share_of_momentum(beta):
         change = float(new.square().sum() - w.square().sum())
         assert change == pytest.approx(float(along + length - decay), abs=1e-12)
         parts.append((float(along), float(length)))
-        w = new
     along, length = np.array(parts[1000:]).sum(0)
     assert along / (along + length) == pytest.approx(2 * beta / (1 + beta), abs=0.02)
 
@@ -416,14 +405,9 @@ def test_the_norms_gain_lies_along_the_weights_by_the_share_of_momentum(beta):
 @pytest.mark.parametrize("product", [0.001, 0.05])
 def test_directions_swing_under_momentum_and_strong_decay(product):
     rule, lr, mu = nl.momentum(0.9), 0.1, 0.9
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(4, 1, 400, generator=generator, dtype=torch.float64)
-    w *= rule.theory.equilibrium_norm(lr, product / lr, 1.0) / w.norm(dim=2, keepdim=True)
-    state, path = rule.init(w), []
-    for t in range(1, 2501):
-        w, state = rule.update(w, orthogonal(w, generator), state, lr, product / lr, t)
-        path.append(w / w.norm(dim=2, keepdim=True))
-    path = torch.stack(path[500:])
+    start = rule.theory.equilibrium_norm(lr, product / lr, 1.0)
+    walk = nl.random_walk(rule, (4, 1, 400), start, lr, product / lr, 2500)
+    path = torch.stack([F.normalize(w, dim=2) for w in walk])[500:]
     expected = [1.0, (1 + mu - product) / (1 + mu)]
     for _ in range(29):
         expected.append((1 + mu - product) * expected[-1] - mu * expected[-2])
@@ -435,18 +419,14 @@ def test_directions_swing_under_momentum_and_strong_decay(product):
 @pytest.mark.parametrize("mu", [0.0, 0.9])
 def test_lars_turns_by_its_rate_and_balances_its_share_of_decay(mu):
     # Its norm rests after ((1−μ)/ηc)² steps, whatever λ is: as many for both.
-    trust, weight_decay, generator = 0.04 * (1 - mu), 0.1, torch.Generator().manual_seed(0)
+    trust, weight_decay = 0.04 * (1 - mu), 0.1
     rule = nl.lars(mu, trust)
     rest = math.sqrt(trust / (2 * weight_decay * (1 - mu)))
-    w = torch.randn(4, 1, 600, generator=generator, dtype=torch.float64)
-    w *= 1.1 * rest / w.norm(dim=2, keepdim=True)
-    state, angles, norms = rule.init(w), [], []
-    for t in range(1, 3001):
-        new, state = rule.update(w, orthogonal(w, generator), state, 1.0, weight_decay, t)
+    angles, norms = [], []
+    for w, new in pairwise(nl.random_walk(rule, (4, 1, 600), 1.1 * rest, 1.0, weight_decay, 3000)):
         chord = F.normalize(new, dim=2) - F.normalize(w, dim=2)
         angles.append(float(chord.square().sum(2).mean()))
         norms.append(float(w.norm(dim=2).mean()))
-        w = new
     assert math.sqrt(np.mean(angles[1500:])) == pytest.approx(
         trust / math.sqrt(1 - mu**2), rel=0.05
     )

@@ -32,7 +32,7 @@ LAYERS = {
         *("wrapping", "exponents", "rules", "equilibria"),
         *("measuring", "records", "selecting", "tracking"),
     ),
-    "optimizers": ("rule", "torchs", "later"),
+    "optimizers": ("rule", "torchs", "later", "walks"),
     "convolutions": (),
     "networks": (),
     "data": ("datasets", "images"),

@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,29 @@ from torch.optim import Optimizer
 
 from normlib.diagnostics.exponents import exponent_of, like, made, split
 from normlib.diagnostics.rules import decay_of, steps_of, theory_of
+from normlib.theory import Theory
 
 PAGE = Path(__file__).parent.parent / "book/optimizers.md"
 SHAPE = (24, 10)
 SIZE = 0.1  # root mean square entry of the weights
+
+
+def _classes(library: str, module: ModuleType) -> Iterator[tuple[str, Callable[..., Optimizer]]]:
+    """Those that a module offers under their own names."""
+    for name, kind in sorted(vars(module).items()):
+        if (
+            inspect.isclass(kind)
+            and issubclass(kind, Optimizer)
+            and kind is not Optimizer
+            and kind.__name__ == name
+        ):
+            takes = "weight_decay" in inspect.signature(kind).parameters
+            yield (
+                f"{library} {name}",
+                lambda p, wd, kind=kind, takes=takes: kind(
+                    p, **({"weight_decay": wd} if takes else {})
+                ),
+            )
 
 
 def optimizers() -> Iterator[tuple[str, Callable[..., Optimizer]]]:
@@ -39,15 +59,7 @@ def optimizers() -> Iterator[tuple[str, Callable[..., Optimizer]]]:
     import pytorch_optimizer
     import timm.optim
 
-    for name, kind in sorted(vars(torch.optim).items()):
-        if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer:
-            takes = "weight_decay" in inspect.signature(kind).parameters
-            yield (
-                f"torch {name}",
-                lambda p, wd, kind=kind, takes=takes: kind(
-                    p, **({"weight_decay": wd} if takes else {})
-                ),
-            )
+    yield from _classes("torch", torch.optim)
     for name in timm.optim.list_optimizers():
         yield (
             f"timm {name}",
@@ -55,15 +67,7 @@ def optimizers() -> Iterator[tuple[str, Callable[..., Optimizer]]]:
                 p, name, lr=None, weight_decay=wd
             ),
         )
-    for name, kind in sorted(vars(pytorch_optimizer).items()):
-        if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind.__name__ == name:
-            takes = "weight_decay" in inspect.signature(kind).parameters
-            yield (
-                f"pytorch_optimizer {name}",
-                lambda p, wd, kind=kind, takes=takes: kind(
-                    p, **({"weight_decay": wd} if takes else {})
-                ),
-            )
+    yield from _classes("pytorch_optimizer", pytorch_optimizer)
 
 
 def weights() -> list[nn.Parameter]:
@@ -110,14 +114,19 @@ def contradicted(optimizer: Optimizer, p: float) -> bool:
     return not same(scaled) or bool(p and same(long))
 
 
-def angle_ratio(optimizer: Optimizer) -> float:
+def rule_of(optimizer: Optimizer) -> Theory | None:
+    """The tracker's formulas at lr 0.001 and λ 1, if it has any."""
+    group = optimizer.param_groups[0]
+    if group.get("lr") is None:
+        return None
+    return theory_of(optimizer, {**group, "lr": 1e-3, "weight_decay": 1.0}, SHAPE, step=10**6)
+
+
+def angle_ratio(optimizer: Optimizer, rule: Theory | None) -> float:
     """The angle under random gradients over that of the formula; nan without one."""
-    group = {**optimizer.param_groups[0], "lr": 1e-3, "weight_decay": 1.0}
-    if optimizer.param_groups[0].get("lr") is None:
-        return math.nan
-    rule = theory_of(optimizer, group, SHAPE, step=10**6)
     if rule is None or not rule.scale_exponent == rule.decay_exponent == 1:
         return math.nan
+    group = optimizer.param_groups[0]
     random = torch.Generator().manual_seed(3)
     w = nn.Parameter(torch.randn(SHAPE, generator=random, dtype=torch.float64))
     w.data.mul_(rule.equilibrium_norm(1e-3, 1.0, 1.0, w.numel()) / w.data.norm())
@@ -160,26 +169,14 @@ def convention(optimizer: Optimizer) -> str:
     return {"times lr": "ηλ", "independent": "λ", "": "other"}[kind]
 
 
-def persistence(optimizer: Optimizer) -> float:
+def persistence(rule: Theory | None) -> float:
     """κ of the angle √(2ηλ/κ) at the balance; nan where the angle is not of that form."""
-    group = {**optimizer.param_groups[0], "lr": 1e-3, "weight_decay": 1.0}
-    if optimizer.param_groups[0].get("lr") is None:
-        return math.nan
-    rule = theory_of(optimizer, group, SHAPE, step=10**6)
     if rule is None or not rule.scale_exponent or rule.decay_exponent != rule.scale_exponent:
         return math.nan
     angles = [rule.angle(1e-3, decay, 1.0, 240) for decay in (1.0, 0.25)]
     if not angles[1] or abs(angles[0] / angles[1] - 2) > 0.01:
         return math.nan
     return 2e-3 / angles[0] ** 2
-
-
-def tried(what: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
-    """None where a stranger's step raises."""
-    try:
-        return what(optimizer)
-    except Exception:
-        return None
 
 
 def row(make: Callable[..., Optimizer]) -> list[str]:
@@ -192,10 +189,14 @@ def row(make: Callable[..., Optimizer]) -> list[str]:
         cells.append("WRONG" if wrong else f"{p:.3g}")
         if reason:
             notes.append(reason.split("measured (")[-1].split("); give")[0])
-    cells.append(tried(convention, optimizer) or "?")
-    kappa: float = tried(persistence, optimizer) or math.nan
+    try:
+        cells.append(convention(optimizer))
+    except Exception:  # whatever a stranger's step may do
+        cells.append("?")
+    rule = rule_of(optimizer)
+    kappa = persistence(rule)
     cells.append("" if math.isnan(kappa) else f"{kappa:.3g}")
-    ratio: float = angle_ratio(optimizer)
+    ratio = angle_ratio(optimizer, rule)
     cells.append("" if math.isnan(ratio) else f"{ratio:.3f}")
     if abs(ratio - 1) > 0.05:
         cells[-1] += " WRONG"

@@ -16,7 +16,7 @@ WORDS = r"""
 \frac \tfrac \sqrt \log \sum \prod \cdot \cdots \dots \ldots \quad \qquad \langle \rangle \lVert
 \rVert \le \ge \ll \gg \to \infty \approx \propto \perp \ne \pm \mp \times \left \right \big \Big
 \bigg \tan \cos \sin \max \min \exp \nabla \partial \in \equiv \leftarrow \rightarrow \mapsto \sim
-\pi \int \ln \mathrm \Delta \top \mid \circ \not \over \underbrace \lvert \rvert \neq \iff \implies
+\pi \int \ln \Delta \top \mid \circ \not \over \underbrace \lvert \rvert \neq \iff \implies
 \odot \mathbb
 """
 TOKEN = re.compile(

@@ -29,3 +29,4 @@ from normlib.optimizers.torchs import momentum as momentum
 from normlib.optimizers.torchs import nesterov as nesterov
 from normlib.optimizers.torchs import rmsprop as rmsprop
 from normlib.optimizers.torchs import sgd as sgd
+from normlib.optimizers.walks import random_walk as random_walk

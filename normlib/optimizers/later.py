@@ -10,8 +10,6 @@ from normlib.optimizers.torchs import AdamW, Momentum
 from normlib.theory import Theory
 from normlib.validation import kind, number, one_of
 
-_WRAPPED = kind(Optimizer, "an optimizer such as nl.adamw()")
-
 
 def unit_norm(optimizer: Optimizer, per: str = "channel") -> Optimizer:
     """The paper's normalized update: after every step, scale-invariant weights go back to norm 1.
@@ -109,8 +107,21 @@ def lars(momentum: float = 0.9, trust: float = 0.001) -> Optimizer:
 
 
 @frozen(repr=False)
-class UnitNorm(Optimizer):
+class Around(Optimizer):
+    """A rule around another one, which moves all other parameters by itself."""
+
     optimizer: Optimizer = field(validator=kind(Optimizer, "an optimizer such as nl.nesterov()"))
+
+    @property
+    def other(self) -> Optimizer:
+        return self.optimizer.other
+
+    def init(self, w: Tensor) -> State:
+        return self.optimizer.init(w)
+
+
+@frozen(repr=False)
+class UnitNorm(Around):
     per: str = field(validator=one_of("channel", "layer"))
 
     @property
@@ -121,15 +132,8 @@ class UnitNorm(Optimizer):
     def theory(self) -> Theory:
         return theory.unit_norm()
 
-    @property
-    def other(self) -> Optimizer:
-        return self.optimizer.other
-
     def start(self, w: Tensor) -> Tensor:
         return w / w.norm(dim=(2,) if self.per == "channel" else (1, 2), keepdim=True)
-
-    def init(self, w: Tensor) -> State:
-        return self.optimizer.init(w)
 
     def update(
         self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
@@ -139,16 +143,10 @@ class UnitNorm(Optimizer):
 
 
 @frozen(repr=False)
-class Sphere(Optimizer):
-    optimizer: Optimizer = field(validator=_WRAPPED)
-
+class Sphere(Around):
     @property
     def theory(self) -> Theory:
         return Theory(0, 0)
-
-    @property
-    def other(self) -> Optimizer:
-        return self.optimizer.other
 
     def init(self, w: Tensor) -> State:
         return (_norm(w), *self.optimizer.init(w))
@@ -164,8 +162,7 @@ class Sphere(Optimizer):
 
 
 @frozen(repr=False)
-class Cautious(Optimizer):
-    optimizer: Optimizer = field(validator=_WRAPPED)
+class Cautious(Around):
     decoupled = True
 
     def __attrs_post_init__(self) -> None:
@@ -179,13 +176,6 @@ class Cautious(Optimizer):
     def theory(self) -> Theory:
         of = self.optimizer.theory
         return Theory(of.scale_exponent, of.decay_exponent)
-
-    @property
-    def other(self) -> Optimizer:
-        return self.optimizer.other
-
-    def init(self, w: Tensor) -> State:
-        return self.optimizer.init(w)
 
     def update(
         self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
