@@ -39,6 +39,7 @@ from .optimizers import lion as lion
 from .optimizers import momentum as momentum
 from .optimizers import muon as muon
 from .optimizers import nesterov as nesterov
+from .optimizers import projected as projected
 from .optimizers import random_walk as random_walk
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd

@@ -18,8 +18,8 @@ DESIGNED = (
     *(f"F{i}" for i in range(1, 4)),
     *(f"E{i}" for i in range(1, 8)),
     *(f"R{i}" for i in range(1, 10)),
-    *(f"G{i}" for i in range(1, 6)),
-    *(f"P{i}" for i in range(1, 6)),
+    *(f"G{i}" for i in range(1, 7)),
+    *(f"P{i}" for i in range(1, 9)),
 )
 CHAPTERED = [id for id in DESIGNED if BY_ID[id].supports or BY_ID[id].against]
 

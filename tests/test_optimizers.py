@@ -147,6 +147,21 @@ def test_lars_is_timms(lr, weight_decay, mu, trust):
 
 
 @quick
+@given(st.floats(1e-4, 0.1), decays, fractions, st.floats(0.5, 0.999))
+def test_projected_steps_are_timms_sgdp_and_adamp(lr, weight_decay, mu, b2):
+    """Where its threshold lets every channel through; SGDP has (1 − μ) in its decay."""
+    timm = pytest.importorskip("timm.optim")
+    open_to_all = {"delta": 1e9, "wd_ratio": 1.0, "eps": 1e-16}
+    mine = ours(nl.projected(nl.momentum(mu)), lr, column([weight_decay] * K))
+    theirs = torchs(timm.SGDP, [lr] * K, [weight_decay * (1 - mu)] * K, momentum=mu, **open_to_all)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+    adam = nl.adam((mu, b2), eps=1e-16)
+    mine = ours(nl.projected(adam), lr, column([weight_decay] * K))
+    theirs = torchs(timm.AdamP, [lr] * K, [weight_decay] * K, betas=(mu, b2), **open_to_all)
+    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@quick
 @given(BASES, lrs, decays)
 def test_a_step_on_the_sphere_keeps_the_norm_and_goes_lr_times_it(rule, lr, weight_decay):
     w, gradient = later()
@@ -186,6 +201,8 @@ def test_cautious_decay_needs_a_rule_that_decays_by_itself():
 LATER = [
     (nl.sphere(nl.adam(eps=1e-30)), 0, 0),
     (nl.cautious(nl.adamw(eps=1e-30)), 1, 1),
+    (nl.projected(nl.momentum()), 2, 2),
+    (nl.projected(nl.adam(eps=1e-30)), 1, 1),
     (nl.muon(), 1, 1),
     (nl.lars(), 0, 2),
 ]
@@ -210,7 +227,8 @@ def test_optimizers_are_values():
     """Equal if their hyperparameters are, usable as keys, and printed as they are written."""
     for make in (nl.sgd, nl.momentum, nl.nesterov, nl.adam, nl.adamw, nl.rmsprop, nl.adagrad,
                  nl.adadelta, nl.lion, nl.muon, nl.lars, lambda: nl.unit_norm(nl.adam()),
-                 lambda: nl.sphere(nl.adam()), lambda: nl.cautious(nl.adamw())):  # fmt: skip
+                 lambda: nl.sphere(nl.adam()), lambda: nl.cautious(nl.adamw()),
+                 lambda: nl.projected(nl.momentum())):  # fmt: skip
         assert make() == make()
         assert len({make(), make()}) == 1
     assert nl.momentum(0.9) != nl.nesterov(0.9) != nl.nesterov(0.8)
@@ -223,7 +241,8 @@ def test_optimizers_are_values():
 
 def test_updates_are_pure():
     for rule in (nl.sgd(), nl.nesterov(), nl.adamw(), nl.lion(), nl.unit_norm(nl.momentum()),
-                 nl.muon(), nl.lars(), nl.sphere(nl.adam()), nl.cautious(nl.lion())):  # fmt: skip
+                 nl.muon(), nl.lars(), nl.sphere(nl.adam()), nl.cautious(nl.lion()),
+                 nl.projected(nl.adam())):  # fmt: skip
         w, g = rule.start(drawn(0, K, C, N)), drawn(1, K, C, N)
         state = rule.init(w)
         kept = [t.clone() for t in (w, g, *state)]

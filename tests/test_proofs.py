@@ -476,3 +476,53 @@ def test_decay_balances_a_pair_at_twice_its_rate():
     assert min(sizes) >= 1
     assert sizes[0] > 1.3
     assert sizes[-1] < 1.01
+
+
+def test_decay_under_momentum_and_any_schedule_equals_other_rates_and_momenta(data):
+    net, mu, weight_decay, steps = nl.mlp(width=8, depth=2, eps=1e-30), 0.9, 0.05, 120
+    lrs = 0.02 * (1.2 + np.sin(np.arange(steps) / 9))
+    x, y = data.x_train.double(), data.y_train
+
+    def train(rates, momenta, decay):
+        torch.manual_seed(0)
+        model = net.module(data.shape, data.classes).double()
+        weights = [getattr(model, layer).weight for layer in net.layers]
+        moved = [torch.zeros_like(w) for w in weights]
+        order, found = torch.Generator().manual_seed(0), []
+        for rate, part in zip(rates, momenta, strict=True):
+            batch = torch.randint(len(x), (50,), generator=order)
+            logits = model(x[batch])
+            found.append(logits.detach())
+            grads = torch.autograd.grad(F.cross_entropy(logits, y[batch]), weights)
+            with torch.no_grad():
+                for w, g, d in zip(weights, grads, moved, strict=True):
+                    w.add_(d.mul_(part).sub_(rate * (g + decay * w)))
+        return torch.stack(found)
+
+    momenta = np.append(0.0, mu * lrs[1:] / lrs[:-1])
+    scale = [1.0, 1.0]
+    for lr, part in zip(lrs, momenta, strict=True):
+        scale.append((1 - lr * weight_decay + part) * scale[-1] - part * scale[-2])
+    before, now, after = np.array(scale[:-2]), np.array(scale[1:-1]), np.array(scale[2:])
+    decayed = train(lrs, momenta, weight_decay)
+    replayed = train(lrs / (now * after), momenta * before / after, 0.0)
+    assert float((replayed - decayed).abs().max()) < 1e-8
+    assert float((train(lrs, momenta, 0.0) - decayed).abs().max()) > 1e-2
+    only_rates = train(lrs / (now * after), momenta, 0.0)
+    assert float((only_rates - decayed).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
+def test_momentum_lengthens_weights_by_the_steps_it_remembers(mu):
+    generator = torch.Generator().manual_seed(0)
+    w, d = torch.randn(50, generator=generator, dtype=torch.float64), torch.zeros(50).double()
+    squares = []
+    for _ in range(60):
+        g = torch.randn(50, generator=generator, dtype=torch.float64)
+        d = mu * d - 0.02 * (g - w * (w @ g) / (w @ w))
+        before, w = float(w @ w), w + d
+        squares.append(float(d @ d))
+        foretold = sum(
+            (2 if k else 1) * mu**k * square for k, square in enumerate(reversed(squares))
+        )
+        assert float(w @ w) - before == pytest.approx(foretold, rel=1e-9)

@@ -74,9 +74,9 @@ def _part(spec, part, data, steps):
     training.train(spec, part, data, stop=steps)
 
 
-def workers(net, data, k, steps):
+def workers(net, data, k, steps, jobs=None):
     """The same in one process a core, as `nl.sweep` does it; starting them is not counted."""
-    jobs = joblib.cpu_count(only_physical_cores=False)
+    jobs = jobs or joblib.cpu_count(only_physical_cores=False)
     spec, task = grid(net, data, k), joblib.delayed(_part)
     parts = list(spec.parts(min(32, math.ceil(k / jobs))))
     with joblib.Parallel(n_jobs=jobs) as parallel:
@@ -230,6 +230,74 @@ def lab():
         page.goto((ROOT / "_build" / "html" / "book" / "lab.html").as_uri())
         longest = page.evaluate(LONGEST_TASK)
     return speed, longest
+
+
+# Where the time goes -----------------------------------------------------------------------------
+
+GROUPS = {
+    "convolutions, forward": ("mkldnn_convolution", "convolution"),
+    "convolutions, backward": ("mkldnn_convolution_backward", "convolution_backward"),
+    "batch norm, forward": ("native_batch_norm",),
+    "batch norm, backward": ("native_batch_norm_backward",),
+    "ReLU and its backward": ("relu_", "clamp_min_", "threshold_backward"),
+    "matrix products": ("mm", "bmm", "baddbmm", "addmm", "baddbmm_"),
+    "copies to another layout": ("copy_", "clone", "contiguous"),
+    "fills with zero": ("zero_", "fill_"),
+}
+
+
+def profiled(net, data, k, steps=20):
+    """Milliseconds a step and network, one thread, by groups of torch's operations."""
+    spec = grid(net, data, k, record_every=100)
+    part = next(iter(spec.parts(k)))
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with training.threads(1):
+        training.train(spec, part, data, stop=3)
+        with torch.profiler.profile(activities=activities) as profile:
+            training.train(spec, part, data, stop=steps)
+    found = dict.fromkeys([*GROUPS, "everything else"], 0.0)
+    for event in profile.key_averages():
+        name = event.key.removeprefix("aten::")
+        group = next((group for group, names in GROUPS.items() if name in names), "everything else")
+        found[group] += event.self_cpu_time_total / (1e3 * steps * k)
+    return found
+
+
+def copying(megabytes=8):
+    """Bytes a second that one thread reads and writes in a copy of such a size."""
+    a = torch.zeros(megabytes * 2**18)
+    b = torch.empty_like(a)
+    with training.threads(1):
+        times = []
+        for _ in range(50):
+            start = time.perf_counter()
+            b.copy_(a)
+            times.append(time.perf_counter() - start)
+    return 2 * megabytes * 2**20 / statistics.median(times)
+
+
+def convolved(net, shape):
+    """Operations of the convolutions but the first, forward, one step and network."""
+    model, found = net.module(shape, 10), []
+    for layer in list(model)[1:]:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda m, i, out: found.append(2 * m.weight[0].numel() * out.numel())
+            )
+    model(torch.zeros(BATCH, *shape))
+    return sum(found)
+
+
+# A reader's first result -------------------------------------------------------------------------
+
+
+def first_result():
+    """Seconds of the README's first example in a process of its own, torch's import included."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return time.perf_counter() - start
 
 
 # Importing ---------------------------------------------------------------------------------------
@@ -554,6 +622,12 @@ def main():
          {n: run(sweep, nl.convnet(), random_images((1, 1, 40), n), 16, 80)
           for n in (1000, 4000, 16000)}),
     ]  # fmt: skip
+    cores = joblib.cpu_count(only_physical_cores=False)
+    several = {f"{n}": run(workers, nl.convnet(), data, 64, 80, jobs=n) for n in (1, cores)}
+    every = {
+        f"every {n}": run(sweep, nl.convnet(), data, 32, 80, record_every=n) for n in (1, 10, 80)
+    }
+    settings += [("worker processes, K = 64", several), ("steps recorded, K = 32", every)]
     for what, methods in settings[:1] if quick else settings:
         times = paired(methods, rounds)
         middle = [f"{value}: {statistics.median(t):.2f} ms" for value, t in times.items()]
@@ -569,6 +643,30 @@ def main():
             f"depend on their number otherwise: a sweep of 54 networks with the default chunk "
             f"takes {memory(54):.0f} MB.")  # fmt: skip
 
+    say()
+    say("**Where a step's time goes**, ConvNet on MNIST-1D, K = 32, one thread, as torch's "
+        "profiler has it.")  # fmt: skip
+    say()
+    say("| what | ms a step and network | share |")
+    say("|---|---|---|")
+    runs = [profiled(nl.convnet(), data, 8 if quick else 32) for _ in range(rounds)]
+    parts = {group: statistics.median(found[group] for found in runs) for group in runs[0]}
+    whole = sum(parts.values())
+    for group, part in parts.items():
+        say(f"| {group} | {part:.3f} | {100 * part / whole:.0f} % |")
+    with training.threads(1):
+        peak = matmul_speed()
+    forward = convolved(nl.convnet(), data.shape)
+    say()
+    say(f"One thread multiplies large matrices at {peak / 1e9:.0f} and copies 8 MB at "
+        f"{copying() / 1e9:.0f} billion operations and bytes a second. The grouped convolutions go "
+        f"forward at {forward / parts['convolutions, forward'] / 1e6:.0f} and backward at "
+        f"{2 * forward / parts['convolutions, backward'] / 1e6:.0f} billion operations a "
+        f"second.")  # fmt: skip
+    say()
+    say(f"**The README's first example**, 45 networks, from the start of Python to the end: "
+        f"{statistics.median(first_result() for _ in range(1 if quick else 3)):.0f} "
+        f"seconds.")  # fmt: skip
     say()
     say("**What `nl.track` adds** to training ResNet-18, batch 8 of 64 × 64 pixels, on this CPU.")
     say()

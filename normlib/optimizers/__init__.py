@@ -3,11 +3,13 @@
 from normlib.optimizers.later import LARS as LARS
 from normlib.optimizers.later import Cautious as Cautious
 from normlib.optimizers.later import Muon as Muon
+from normlib.optimizers.later import Projected as Projected
 from normlib.optimizers.later import Sphere as Sphere
 from normlib.optimizers.later import UnitNorm as UnitNorm
 from normlib.optimizers.later import cautious as cautious
 from normlib.optimizers.later import lars as lars
 from normlib.optimizers.later import muon as muon
+from normlib.optimizers.later import projected as projected
 from normlib.optimizers.later import sphere as sphere
 from normlib.optimizers.later import unit_norm as unit_norm
 from normlib.optimizers.rule import Optimizer as Optimizer

@@ -57,6 +57,30 @@ def sphere(optimizer: Optimizer) -> Optimizer:
     return Sphere(optimizer)
 
 
+def projected(optimizer: Optimizer) -> Optimizer:
+    """Steps without their part along the weights, so that momentum does not lengthen them.
+
+    w ← (1 − ηλ)w − η(u − ŵ(ŵ·u)), with u the rule's direction and ŵ each output channel's
+    direction. Decay is decoupled. Other parameters follow the rule itself.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Whose direction is taken: ``nl.momentum()`` gives SGDP, ``nl.adam()`` AdamP.
+
+    Notes
+    -----
+    Source: Heo et al. 2021 (arXiv 2006.08217), from its public code, which guesses by a threshold
+    which weights are scale-invariant; here that is known. Chapter 14.
+
+    >>> from normlib.optimizers import sgd
+    >>> rule, w, g = projected(sgd()), torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[9.0, 3.0]]])
+    >>> rule.update(w, g, rule.init(w), lr=0.5, weight_decay=0.0, step=1)[0]
+    tensor([[[ 2.0000, -1.5000]]])
+    """
+    return Projected(optimizer)
+
+
 def cautious(optimizer: Optimizer) -> Optimizer:
     """Decay only of those entries that the step shrinks, too: w ← w − η(u + λ[u·w ≥ 0]w).
 
@@ -159,6 +183,24 @@ class Sphere(Around):
         # A gradient of exactly zero has no direction: then nothing moves.
         w = w - lr * radius * u / _norm(u).clamp(min=1e-30)
         return radius * w / _norm(w), (radius, *inner)
+
+
+@frozen(repr=False)
+class Projected(Around):
+    decoupled = True
+
+    @property
+    def theory(self) -> Theory:
+        of = self.optimizer.theory
+        return Theory(of.scale_exponent, of.scale_exponent)
+
+    def update(
+        self, w: Tensor, g: Tensor, state: State, lr: Rate, weight_decay: Rate, step: int
+    ) -> tuple[Tensor, State]:
+        u, state = self.optimizer.direction(g, state, step)
+        share = (w * u).sum(2, keepdim=True) / w.square().sum(2, keepdim=True).clamp(min=1e-30)
+        kept = minus(w, lr * weight_decay, w)
+        return minus(kept, self.optimizer.rate(lr, step), u - share * w), state
 
 
 @frozen(repr=False)

@@ -7,7 +7,16 @@ import xarray as xr
 
 from normlib.data import Dataset, Identity, digits, mnist1d
 from normlib.networks import convnet
-from normlib.optimizers import Optimizer, adam, adamw, momentum, nesterov, sgd, unit_norm
+from normlib.optimizers import (
+    Optimizer,
+    adam,
+    adamw,
+    momentum,
+    nesterov,
+    projected,
+    sgd,
+    unit_norm,
+)
 from normlib.sweeps import Sweep
 
 # 1,000 images a class of a JPEG copy of CIFAR-10, and its whole test set. JPEG loses something:
@@ -176,6 +185,19 @@ def _wide(width: int) -> Sweep:
     return spec.replace(net=convnet(width=width, depth=3, norm="batch"))
 
 
+def _scaled(**changes: Any) -> Sweep:
+    """AdamW at one rate and seven λ; what changes is the batch or the number of images."""
+    decays = [0.1, 0.3, 1, 3, 10, 30, 100]
+    return _to(0.0, **{"lr": 0.003, "weight_decay": decays, "seed": range(10), **changes})
+
+
+def _undecayed(optimizer: Optimizer, **changes: Any) -> Sweep:
+    """A row of learning rates without decay."""
+    row: dict[str, Any] = {"lr": [0.003, 0.01, 0.03, 0.1, 0.3, 1, 3], "weight_decay": 0.0}
+    shared = {"lr_other": 0.05, "schedule": linear, "seed": range(10), "record_every": 400}
+    return _grid(optimizer, **row | shared | changes)
+
+
 def _pushed(
     optimizer: Optimizer, weight_decay: float, norms: tuple[float, float, float], factor: float
 ) -> Sweep:
@@ -206,6 +228,7 @@ def _cifar10(
     return spec.replace(net=convnet(width=32, depth=3, norm="batch"))
 
 
+_OTHERS = range(10, 30)
 _L2 = [0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1]
 _DECOUPLED = [0, 0.03, 0.1, 0.3, 1, 3, 10, 30]
 
@@ -291,6 +314,23 @@ DEFINITIONS: dict[str, Callable[[], Sweep]] = {
     "width_16": lambda: _wide(16),
     "width_32": lambda: _wide(32),
     "width_64": lambda: _wide(64),
+    # The same number of epochs in larger batches, and on fewer images.
+    "batch_25": lambda: _scaled(batch_size=25),
+    "batch_50": lambda: _scaled(batch_size=50),
+    "batch_100": lambda: _scaled(batch_size=100),
+    "batch_200": lambda: _scaled(batch_size=200),
+    "batch_400": lambda: _scaled(batch_size=400),
+    "images_500": lambda: _scaled(data=mnist1d().balanced(50), epochs=80),
+    "images_1000": lambda: _scaled(data=mnist1d().balanced(100), epochs=80),
+    "images_2000": lambda: _scaled(data=mnist1d().balanced(200), epochs=80),
+    "images_3900": lambda: _scaled(data=mnist1d().balanced(390), epochs=80),
+    # Momentum that lengthens weights or not, or decays; and, with other seeds, what they chose.
+    "lengthened": lambda: _undecayed(momentum(0.9)),
+    "projected": lambda: _undecayed(projected(momentum(0.9))),
+    "shortened": lambda: _undecayed(momentum(0.9), lr=0.1, weight_decay=[1e-3, 3e-3, 0.01, 0.03]),
+    "lengthened_report": lambda: _undecayed(momentum(0.9), lr=0.03, seed=_OTHERS),
+    "projected_report": lambda: _undecayed(projected(momentum(0.9)), lr=0.3, seed=_OTHERS),
+    "shortened_report": lambda: _undecayed(momentum(0.9), lr=0.1, weight_decay=0.01, seed=_OTHERS),
     # The gradient's norm over the weights' while the rate falls, slowly; (1−μ)/(4ηλ) is 25 steps
     # at first in both.
     "falling_sgd": lambda: _falling(sgd(), 0.1),

@@ -15,7 +15,16 @@ import xarray as xr
 from normlib import files
 
 FOLDER = Path(__file__).parent
-TABLES = ("rules_of_decay", "rotation", "rotation_everywhere", "rotation_falling", "decoders")
+TABLES = (
+    "rules_of_decay",
+    "rotation",
+    "rotation_everywhere",
+    "rotation_falling",
+    "replayed",
+    "fine_tuned",
+    "decoders",
+    "decoders_on_prose",
+)
 
 
 def kept(
