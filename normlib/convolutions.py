@@ -9,21 +9,16 @@ from torch import Tensor
 Pair = Sequence[int]
 
 
-def one_channel(
-    x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Pair, geometry: dict[str, Any]
-) -> Tensor:
-    """A convolution of (N, 1, H, W) by (C, kernel) as one matrix product, channels-last.
+def windows(x: Tensor, kernel: Pair, geometry: dict[str, Any]) -> Tensor:
+    """What a convolution of (N, 1, H, W) sees at each place, (N, height, width, inputs).
 
-    With one input channel torch cannot tell channels-last from its other layout, answers in the
-    other, and everything after runs at a third of the speed.
+    Its product with the kernels is the convolution, channels-last. With one input channel torch
+    cannot tell channels-last from its other layout, answers in the other, and everything after
+    runs at a third of the speed.
     """
     (up, left), (down, right) = geometry["padding"], geometry["stride"]
-    windows = F.pad(x[:, 0], (left, left, up, up)).unfold(1, kernel[0], down)
-    windows = windows.unfold(2, kernel[1], right)
-    n, height, width = windows.shape[:3]
-    h = windows.reshape(n * height * width, -1) @ weight.T
-    h = h if bias is None else h + bias
-    return h.view(n, height, width, -1).permute(0, 3, 1, 2)
+    seen = F.pad(x[:, 0], (left, left, up, up)).unfold(1, kernel[0], down)
+    return seen.unfold(2, kernel[1], right).flatten(3)
 
 
 def grouped(x: Tensor, weight: Tensor, groups: int, stride: Pair, padding: Pair) -> Tensor:

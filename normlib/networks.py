@@ -203,25 +203,38 @@ class ConvNet(Net):
         h = x.contiguous(memory_format=torch.channels_last)
         for i in range(1, self.depth + 1):
             out, inputs, *kernel = self._weight_shape(i, wide.shape)
-            weight, bias = wide.weight(i), wide.bias(i)
-            geometry = self._geometry(i, wide.shape)
             if i == 1 and inputs == 1:
-                flat = weight.reshape(k * out, -1)
-                h = convolutions.one_channel(h, flat, bias, kernel, geometry)
+                h = self._first(wide, h, training)
+                continue
+            weight, bias, geometry = wide.weight(i), wide.bias(i), self._geometry(i, wide.shape)
+            # Rows hold (height, width, inputs): seen this way the weight is channels-last.
+            weight = weight.view(k * out, *kernel, inputs).permute(0, 3, 1, 2)
+            if i > 1 and h.is_cuda and bias is None:
+                h = convolutions.grouped(h, weight, k, **geometry)
             else:
-                # Rows hold (height, width, inputs): seen this way the weight is channels-last.
-                weight = weight.view(k * out, *kernel, inputs).permute(0, 3, 1, 2)
-                if i > 1 and h.is_cuda and bias is None:
-                    h = convolutions.grouped(h, weight, k, **geometry)
-                else:
-                    # All networks see one batch: the first layer needs no copy of it for each.
-                    h = F.conv2d(h, weight, bias, groups=1 if i == 1 else k, **geometry)
+                # All networks see one batch: the first layer needs no copy of it for each.
+                h = F.conv2d(h, weight, bias, groups=1 if i == 1 else k, **geometry)
             if self.norm in ("batch", "layer"):
                 h = wide.normalized(h, i, training)
             h = F.relu_(h)
         # Channels last here too, so that the gradient comes back in that layout.
         h = h.permute(0, 2, 3, 1).reshape(len(h), -1, k, self.width).permute(2, 0, 1, 3)
         return wide.head(h.reshape(k, len(x), -1))
+
+    def _first(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
+        """The first layer on images of one channel, with its ReLU: one matrix product."""
+        _, _, *kernel = self._weight_shape(1, wide.shape)
+        seen = convolutions.windows(x, kernel, self._geometry(1, wide.shape))
+        rows, weight, bias = seen.flatten(0, 2), wide.weight(1).flatten(0, 1), wide.bias(1)
+        if folded := training and self.norm == "batch":
+            weight, bias = wide.folded(weight, 1, rows)
+        if bias is not None:  # as one more input, which is 1: a pass over memory less than a sum
+            rows, weight = F.pad(rows, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], 1)
+        h = rows @ weight.T
+        if normal := folded or self.norm in ("weight", "none"):
+            h = F.relu_(h)  # while it is no view: in place on a view autograd copies
+        h = h.view(*seen.shape[:3], -1).permute(0, 3, 1, 2)
+        return h if normal else F.relu_(wide.normalized(h, 1, training))
 
 
 class MLP(Net):
@@ -339,6 +352,25 @@ class Wide:
             return F.group_norm(h, self.networks, gain, shift, self.net.eps)
         mean, var = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
         return F.batch_norm(h, mean, var, gain, shift, training, eps=self.net.eps)
+
+    def folded(self, weight: Tensor, i: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (K·C, n) and biases of the i-th layer with its batch norm inside.
+
+        Mean and variance of a linear map follow from those of its inputs `rows` (…, n): the large
+        outputs of all networks are not read for them. In double precision, as the matrices are
+        small and a variance may be.
+        """
+        rows, w = rows.double(), weight.double()
+        average, count = rows.mean(0), len(rows)
+        centred = rows - average
+        mean = w @ average
+        var = (w @ (centred.T @ centred / count) * w).sum(1)
+        running = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
+        for old, new in zip(running, (mean, var * (count / (count - 1))), strict=True):
+            old.lerp_(new.detach().to(old), 0.1)
+        scale = self.flat(f"norm{i}.weight") / (var + self.net.eps).sqrt()
+        shift = self.flat(f"norm{i}.bias") - mean * scale
+        return (w * scale[:, None]).to(weight), shift.to(weight)
 
     def head(self, h: Tensor) -> Tensor:
         """Logits (K, N, classes) of features (K, N, F)."""

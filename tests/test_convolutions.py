@@ -40,9 +40,9 @@ def test_a_grouped_convolution_works_in_the_precision_of_autocast():
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_one_channel_as_a_matrix_product_is_a_convolution(width):
+def test_windows_times_kernels_are_a_convolution(width):
     x, w, b = torch.randn(3, 1, 6, 7), torch.randn(width, 6), torch.randn(width)
     geometry = {"stride": (2, 1), "padding": (1, 0)}
-    ours = convolutions.one_channel(x, w, b, (3, 2), geometry)
+    ours = (convolutions.windows(x, (3, 2), geometry) @ w.T + b).permute(0, 3, 1, 2)
     torchs = F.conv2d(x, w.view(width, 1, 3, 2), b, **geometry)
     torch.testing.assert_close(ours, torchs)

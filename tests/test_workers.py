@@ -1,6 +1,7 @@
 """Parts side by side: the same bits, whatever happens to a worker."""
 
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -120,6 +121,31 @@ def test_an_interrupt_leaves_no_orphan(tmp_path):
 
 def nested(spec):
     return workers.processes(spec, 6, 2), workers.processes(spec, 6, None)
+
+
+FAULTS = """
+import resource, torch
+from normlib.sweeps.workers import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+plain = faults()
+keep_memory()
+faults()
+kept = faults()
+keep_memory(False)
+print(plain, kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks the C library of Linux")
+def test_a_worker_keeps_its_memory_from_step_to_step_and_hands_it_back():
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    plain, kept, after = map(int, run.stdout.split())
+    assert kept < plain / 20
+    assert after > plain / 2
 
 
 def test_no_workers_of_workers(spec):

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 import normlib as nl
 from normlib.sweeps import training
 from normlib.sweeps.spec import DTYPES
+from normlib.sweeps.workers import keep_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, MOMENTUM, BATCH = 0.03, 1e-3, 0.9, 100
@@ -71,6 +72,7 @@ def sweep(net, data, k, steps, **settings):
 
 def _part(spec, part, data, steps):
     torch.set_num_threads(1)
+    keep_memory()
     training.train(spec, part, data, stop=steps)
 
 

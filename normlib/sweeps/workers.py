@@ -1,5 +1,7 @@
 """Parts of a sweep computed one after another or side by side. Knows joblib and where they go."""
 
+import contextlib
+import ctypes
 import math
 import os
 import time
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import attrs
 import joblib
 import torch
-from joblib.parallel import get_active_backend
+from joblib.parallel import LokyBackend, get_active_backend
 
 from normlib.data import Dataset
 from normlib.sweeps import store, training
@@ -94,7 +96,9 @@ def computed(
             yield from _on_each(places, spec, parts, data, kept_as)
         return
     finished = 0
-    tasks = (joblib.delayed(_compute)(spec, part, data, threads, folder, about) for part in parts)
+    ours = isinstance(get_active_backend()[0], LokyBackend)  # not workers of somebody's cluster
+    compute = joblib.delayed(_in_worker if ours else _compute)
+    tasks = (compute(spec, part, data, threads, folder, about) for part in parts)
     try:
         for done in joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks):
             finished += 1
@@ -176,6 +180,29 @@ def _smaller(part: Part, waiting: Iterable[Part]) -> deque[Part]:
     for one in (part, *waiting):
         found.extend(one.halves() if one.stop - one.first > largest else (one,))
     return found
+
+
+def keep_memory(keep: bool = True) -> None:
+    """Let this process keep what it frees, or hand it back. Linux's C library only.
+
+    A step frees what the next one takes. Handed back to the system in between it comes back as
+    pages of zeros, which costs a tenth to a seventh of a step.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        if not keep:
+            library.malloc_trim(0)
+        for threshold in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            library.mallopt(threshold, 2**30 if keep else 2**17)
+
+
+def _in_worker(*arguments: Any) -> Done:
+    """In a process of our own, which may allocate as it likes while it computes."""
+    keep_memory()
+    try:
+        return _compute(*arguments)
+    finally:
+        keep_memory(False)
 
 
 def _compute(
