@@ -19,7 +19,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from normlib import convolutions
+from normlib import layers
 from normlib.validation import number, one_of, whole_number
 
 Shape = tuple[int, ...]
@@ -199,8 +199,7 @@ class ConvNet(Net):
         return nn.Conv2d(inputs, out, kernel, bias=bias, **self._geometry(i, shape))
 
     def _forward(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
-        k = wide.networks
-        h = x.contiguous(memory_format=torch.channels_last)
+        k, h = wide.networks, x.contiguous(memory_format=torch.channels_last)
         for i in range(1, self.depth + 1):
             out, inputs, *kernel = self._weight_shape(i, wide.shape)
             if i == 1 and inputs == 1:
@@ -210,7 +209,7 @@ class ConvNet(Net):
             # Rows hold (height, width, inputs): seen this way the weight is channels-last.
             weight = weight.view(k * out, *kernel, inputs).permute(0, 3, 1, 2)
             if i > 1 and h.is_cuda and bias is None:
-                h = convolutions.grouped(h, weight, k, **geometry)
+                h = layers.grouped(h, weight, k, **geometry)
             else:
                 # All networks see one batch: the first layer needs no copy of it for each.
                 h = F.conv2d(h, weight, bias, groups=1 if i == 1 else k, **geometry)
@@ -223,14 +222,11 @@ class ConvNet(Net):
 
     def _first(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         """The first layer on images of one channel, with its ReLU: one matrix product."""
-        _, _, *kernel = self._weight_shape(1, wide.shape)
-        seen = convolutions.windows(x, kernel, self._geometry(1, wide.shape))
+        seen = layers.windows(x, self._kernel(1, wide.shape), self._geometry(1, wide.shape))
         rows, weight, bias = seen.flatten(0, 2), wide.weight(1).flatten(0, 1), wide.bias(1)
         if folded := training and self.norm == "batch":
-            weight, bias = wide.folded(weight, 1, rows)
-        if bias is not None:  # as one more input, which is 1: a pass over memory less than a sum
-            rows, weight = F.pad(rows, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], 1)
-        h = rows @ weight.T
+            weight, bias = layers.folded(rows, weight, *wide.normalization(1), self.eps)
+        h = layers.from_rows(rows, weight, bias)
         if normal := folded or self.norm in ("weight", "none"):
             h = F.relu_(h)  # while it is no view: in place on a view autograd copies
         h = h.view(*seen.shape[:3], -1).permute(0, 3, 1, 2)
@@ -345,37 +341,21 @@ class Wide:
             return self.flat(f"norm{i}.bias")
         return self.flat(f"{self.net.layers[i - 1]}.bias") if self.net.norm == "none" else None
 
+    def normalization(self, i: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Running mean and variance, γ and β of the i-th hidden layer's batch norm."""
+        mean, var = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
+        return mean, var, self.flat(f"norm{i}.weight"), self.flat(f"norm{i}.bias")
+
     def normalized(self, h: Tensor, i: int, training: bool) -> Tensor:
         """Batch or layer norm of the i-th hidden layer's output, each network on its own."""
-        gain, shift = self.flat(f"norm{i}.weight"), self.flat(f"norm{i}.bias")
         if self.net.norm == "layer":
+            gain, shift = self.flat(f"norm{i}.weight"), self.flat(f"norm{i}.bias")
             return F.group_norm(h, self.networks, gain, shift, self.net.eps)
-        mean, var = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
-        return F.batch_norm(h, mean, var, gain, shift, training, eps=self.net.eps)
-
-    def folded(self, weight: Tensor, i: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (K·C, n) and biases of the i-th layer with its batch norm inside.
-
-        Mean and variance of a linear map follow from those of its inputs `rows` (…, n): the large
-        outputs of all networks are not read for them. In double precision, as the matrices are
-        small and a variance may be.
-        """
-        rows, w = rows.double(), weight.double()
-        average, count = rows.mean(0), len(rows)
-        centred = rows - average
-        mean = w @ average
-        var = (w @ (centred.T @ centred / count) * w).sum(1)
-        running = self.buffers[f"norm{i}.running_mean"], self.buffers[f"norm{i}.running_var"]
-        for old, new in zip(running, (mean, var * (count / (count - 1))), strict=True):
-            old.lerp_(new.detach().to(old), 0.1)
-        scale = self.flat(f"norm{i}.weight") / (var + self.net.eps).sqrt()
-        shift = self.flat(f"norm{i}.bias") - mean * scale
-        return (w * scale[:, None]).to(weight), shift.to(weight)
+        return F.batch_norm(h, *self.normalization(i), training, eps=self.net.eps)
 
     def head(self, h: Tensor) -> Tensor:
         """Logits (K, N, classes) of features (K, N, F)."""
-        weight, bias = self.values["head.weight"], self.values["head.bias"]
-        return torch.baddbmm(bias.mT, h, weight.mT)
+        return layers.heads(h, self.values["head.weight"], self.values["head.bias"])
 
 
 def convnet(width: int = 25, depth: int = 3, norm: str = "batch", eps: float = 1e-5) -> ConvNet:

@@ -33,7 +33,7 @@ LAYERS = {
         *("measuring", "records", "selecting", "tracking"),
     ),
     "optimizers": ("rule", "torchs", "later", "walks"),
-    "convolutions": (),
+    "layers": (),
     "networks": (),
     "data": ("datasets", "images"),
     "sweeps": ("parts", "spec", "store", "training", "workers", "runs"),

@@ -125,17 +125,16 @@ def nested(spec):
 
 FAULTS = """
 import resource, torch
-from normlib.sweeps.workers import keep_memory
+from normlib.sweeps.workers import keeping_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         torch.ones(2_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 plain = faults()
-keep_memory()
-faults()
-kept = faults()
-keep_memory(False)
+with keeping_memory():
+    faults()
+    kept = faults()
 print(plain, kept, faults())
 """
 

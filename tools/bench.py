@@ -30,7 +30,7 @@ import torch.nn.functional as F
 import normlib as nl
 from normlib.sweeps import training
 from normlib.sweeps.spec import DTYPES
-from normlib.sweeps.workers import keep_memory
+from normlib.sweeps.workers import keeping_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, MOMENTUM, BATCH = 0.03, 1e-3, 0.9, 100
@@ -72,8 +72,8 @@ def sweep(net, data, k, steps, **settings):
 
 def _part(spec, part, data, steps):
     torch.set_num_threads(1)
-    keep_memory()
-    training.train(spec, part, data, stop=steps)
+    with keeping_memory():
+        training.train(spec, part, data, stop=steps)
 
 
 def workers(net, data, k, steps, jobs=None):
@@ -253,7 +253,7 @@ def profiled(net, data, k, steps=20):
     spec = grid(net, data, k, record_every=100)
     part = next(iter(spec.parts(k)))
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with training.threads(1):
+    with training.threads(1), keeping_memory():
         training.train(spec, part, data, stop=3)
         with torch.profiler.profile(activities=activities) as profile:
             training.train(spec, part, data, stop=steps)
@@ -408,25 +408,38 @@ methods take their turn in each round. Times are **milliseconds per step and net
 
 ## What bounds it
 
-With few networks, the time is that of starting some hundred small operations a step, whatever
-their size. With many, it is the backward pass, two thirds of a step in the ConvNet: the grouped
-convolutions multiply small matrices (25 × 75), and batch norm and ReLU move much memory for
-little arithmetic. Whether processes of one thread each beat one process with several is in the
-table, sweep/workers: in the fully connected network they do, in the ConvNet they need not. What
-they give everywhere is a result that does not depend on their number, and threads that do not
-wait for each other where other programs take their turn on the same cores. Writing the
-convolutions' gradient with respect to their inputs as batched matrix products, or as a forward
-convolution, was tried and is no faster.
+With few networks, the time is that of starting some hundred and fifty small operations a step,
+about ten microseconds each, whatever their size.
 
-Two things made the difference on a CPU: the channels-last layout in every operation (with one
-input channel torch leaves it, so the first convolution is a matrix product here), and updates that
-pass over memory once for each term. Making the process keep its memory between steps, instead of
-handing it back to the system, was tried: it brought 1 to 12 % with one thread and changes how the
-whole process allocates, so it is left alone.
+With many it is two things, and the profile above has both. The convolutions between hidden layers
+multiply matrices of 25 × 75 and go at a half to four fifths of the speed of large products forward,
+and at half of that backward: torch's kernels want channels in multiples of sixteen, and the stride
+of 2 leaves gaps in the gradient of the input. The rest is memory. A step of 32 networks reads and
+writes arrays of 3 to 6 megabytes some fifteen times, more than a core's cache holds, with an
+addition or a comparison for each number: batch norm, ReLU, and their backward passes.
 
-`torch.compile` was tried and is not offered: at K = 32 it brought between nothing and 15 % on the
-ConvNet, for 6 to 30 seconds of compilation, and made the fully connected network almost twice as
-slow.
+What made the difference on a CPU:
+
+- The channels-last layout in every operation. With one input channel torch leaves it, so the first
+  convolution is a matrix product here.
+- The first layer's batch norm without reading its output. All networks see the same images, and mean
+  and variance of a linear map follow from those of its few inputs (5 here), so the normalization is
+  part of the weights. That took a fifth off a step.
+- Workers keep memory from one step to the next instead of handing it back to the system, which would
+  give it back as pages of zeros: 10 to 15 %. Only processes of our own do; yours is left as it is.
+- Updates that pass over memory once for each term.
+
+What brought nothing, and is not here: the convolutions' gradient of their inputs as batched matrix
+products, or as a forward convolution that makes even and odd places at once (faster alone, not in a
+training); the backward pass of ReLU in place; kernels padded to 32 channels, since what the
+convolutions gain the batch norms lose. `torch.compile` is not offered: at K = 32 it brought between
+nothing and 15 % on the ConvNet, for 6 to 30 seconds of compilation, and made the fully connected
+network almost twice as slow.
+
+In the fully connected network half of the time is matrix products of 100 × 100 at a third of the
+speed of large ones, a quarter batch norm and ReLU, the rest updates of weights: there are 82 of them
+for each image of a batch, so an update costs as much as a product. Networks for 32 × 32 images with
+64 channels are bound by the products themselves; side by side they gain nothing on a CPU.
 
 ## On a GPU
 
