@@ -98,6 +98,9 @@ def heads(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     As ``torch.baddbmm``, but for the order of the product that is the gradient of the weights:
     this way round it is three times as fast.
     """
+    kind = h.device.type
+    if torch.is_autocast_enabled(kind):
+        h, weight, bias = (x.to(torch.get_autocast_dtype(kind)) for x in (h, weight, bias))
     logits: Tensor = _Heads.apply(h, weight, bias)
     return logits
 

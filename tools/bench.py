@@ -411,22 +411,23 @@ methods take their turn in each round. Times are **milliseconds per step and net
 With few networks, the time is that of starting some hundred and fifty small operations a step,
 about ten microseconds each, whatever their size.
 
-With many it is two things, and the profile above has both. The convolutions between hidden layers
-multiply matrices of 25 × 75 and go at a half to four fifths of the speed of large products forward,
-and at half of that backward: torch's kernels want channels in multiples of sixteen, and the stride
-of 2 leaves gaps in the gradient of the input. The rest is memory. A step of 32 networks reads and
-writes arrays of 3 to 6 megabytes some fifteen times, more than a core's cache holds, with an
-addition or a comparison for each number: batch norm, ReLU, and their backward passes.
+With many it is, in the ConvNet, the products of small matrices (the profile above). The grouped
+convolutions between hidden layers multiply 25 × 75; torch's kernels want channels in multiples of
+sixteen, and backward the stride of 2 leaves gaps. The rest is spread over some hundred passes over
+arrays of 3 to 6 megabytes.
 
 What made the difference on a CPU:
 
 - The channels-last layout in every operation. With one input channel torch leaves it, so the first
   convolution is a matrix product here.
-- The first layer's batch norm without reading its output. All networks see the same images, and mean
-  and variance of a linear map follow from those of its few inputs (5 here), so the normalization is
-  part of the weights. That took a fifth off a step.
-- Workers keep memory from one step to the next instead of handing it back to the system, which would
-  give it back as pages of zeros: 10 to 15 %. Only processes of our own do; yours is left as it is.
+- The first layer's batch norm without reading its output. All networks see the same images, and
+  mean and variance of a linear map follow from those of its few inputs (5 here), so the
+  normalization is part of the weights. With the next line that took a quarter off a step.
+- The gradient of a weight matrix as the faster of the two products that give it: with few inputs
+  or outputs one order takes three to five times as long as the other.
+- Workers keep memory from one step to the next instead of handing it back to the system, which
+  would return it as pages of zeros: 10 to 25 %. Only processes of our own do; yours is left as it
+  is.
 - Updates that pass over memory once for each term.
 
 What brought nothing, and is not here: the convolutions' gradient of their inputs as batched matrix
@@ -436,10 +437,10 @@ convolutions gain the batch norms lose. `torch.compile` is not offered: at K = 3
 nothing and 15 % on the ConvNet, for 6 to 30 seconds of compilation, and made the fully connected
 network almost twice as slow.
 
-In the fully connected network half of the time is matrix products of 100 × 100 at a third of the
-speed of large ones, a quarter batch norm and ReLU, the rest updates of weights: there are 82 of them
-for each image of a batch, so an update costs as much as a product. Networks for 32 × 32 images with
-64 channels are bound by the products themselves; side by side they gain nothing on a CPU.
+In the fully connected network a third of the time is products of 100 × 100, which go nearly as fast
+as large ones. The rest passes over memory: batch norm and ReLU, and the update of 15,000 weights
+a network for 100 images, three terms of 2 megabytes each at K = 32. Networks for 32 × 32 images
+with 64 channels are bound by the products themselves; side by side they gain nothing on a CPU.
 
 ## On a GPU
 
