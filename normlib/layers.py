@@ -99,7 +99,7 @@ def heads(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     this way round it is three times as fast.
     """
     kind = h.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         h, weight, bias = (x.to(torch.get_autocast_dtype(kind)) for x in (h, weight, bias))
     logits: Tensor = _Heads.apply(h, weight, bias)
     return logits

@@ -226,8 +226,8 @@ MEANT = [
     ("faq", "the same within one point",
      lambda: max(abs(low("D8.test_error")), abs(high("D8.test_error"))) < 1),
     ("00", "(The factor is 100 in the first step;", lambda: within(0.01, "T3.first_step", 100)),
-    ("00", "Of the factor 16 between the starts a few percent are left with decay.",
-     lambda: 1 < low("D2.start_forgotten") < high("D2.start_forgotten") < 1.1),
+    ("00", "Of the factor 16 between the starts less than a tenth is left with decay.",
+     lambda: 0.9 < low("D2.start_forgotten") < high("D2.start_forgotten") < 1.1),
     ("00", "the error changes by less than a factor of two; along the top row or the right column "
      "it changes more than sixfold.", lambda: (
          lambda diagonals, row, column: diagonals < 2 < 6 < min(row, column))(*shown(
