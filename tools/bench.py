@@ -433,7 +433,8 @@ What made the difference on a CPU:
 What brought nothing, and is not here: the convolutions' gradient of their inputs as batched matrix
 products, or as a forward convolution that makes even and odd places at once (faster alone, not in a
 training); the backward pass of ReLU in place. Kernels padded to 32 channels make the convolutions
-alone a third faster and all else a quarter larger; that was not tried in a training. `torch.compile` is not offered: at K = 32 it brought between
+alone a third faster and all else a quarter larger; that was not tried in a training.
+`torch.compile` is not offered: at K = 32 it brought between
 nothing and 15 % on the ConvNet, for 6 to 30 seconds of compilation, and made the fully connected
 network almost twice as slow.
 
