@@ -10,16 +10,16 @@ from torch import Tensor
 Pair = Sequence[int]
 
 
-def windows(x: Tensor, kernel: Pair, geometry: dict[str, Any]) -> Tensor:
-    """What a convolution of (N, 1, H, W) sees at each place, (N, height, width, inputs).
+def windows(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """What a convolution of (N, C, H, W) sees at each place, (N, height, width, C, *kernel).
 
-    Its product with the kernels is the convolution, channels-last. With one input channel torch
-    cannot tell channels-last from its other layout, answers in the other, and everything after
-    runs at a third of the speed.
+    Its product with the kernels is the convolution, channels-last. That is how convolutions of one
+    input channel are made: torch cannot tell their channels-last layout from its other one,
+    answers in the other, and everything after runs at a third of the speed.
     """
-    (up, left), (down, right) = geometry["padding"], geometry["stride"]
-    seen = F.pad(x[:, 0], (left, left, up, up)).unfold(1, kernel[0], down)
-    return seen.unfold(2, kernel[1], right).flatten(3)
+    (down, right), (up, left) = stride, padding
+    seen = F.pad(x, (left, left, up, up)).permute(0, 2, 3, 1).unfold(1, kernel[0], down)
+    return seen.unfold(2, kernel[1], right)
 
 
 def grouped(x: Tensor, weight: Tensor, groups: int, stride: Pair, padding: Pair) -> Tensor:
@@ -41,11 +41,9 @@ def grouped(x: Tensor, weight: Tensor, groups: int, stride: Pair, padding: Pair)
 
 def product(x: Tensor, weight: Tensor, groups: int, stride: Pair, padding: Pair) -> Tensor:
     """All windows side by side, times the kernels: one batched matrix product."""
-    (down, right), (height, width) = stride, weight.shape[2:]
-    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
-    windows = padded.unfold(1, height, down).unfold(2, width, right)
-    n, high, wide = windows.shape[:3]
-    columns = windows.reshape(n * high * wide, groups, -1).transpose(0, 1)
+    seen = windows(x, weight.shape[2:], stride, padding)
+    n, high, wide = seen.shape[:3]
+    columns = seen.reshape(n * high * wide, groups, -1).transpose(0, 1)
     kernels = weight.reshape(groups, -1, columns.shape[2])
     out = (columns @ kernels.mT).transpose(0, 1).reshape(n, high, wide, -1)
     return out.permute(0, 3, 1, 2)

@@ -222,11 +222,11 @@ class ConvNet(Net):
 
     def _first(self, wide: "Wide", x: Tensor, training: bool) -> Tensor:
         """The first layer on images of one channel, with its ReLU: one matrix product."""
-        seen = layers.windows(x, self._kernel(1, wide.shape), self._geometry(1, wide.shape))
-        rows, weight, bias = seen.flatten(0, 2), wide.weight(1).flatten(0, 1), wide.bias(1)
+        seen = layers.windows(x, self._kernel(1, wide.shape), **self._geometry(1, wide.shape))
+        x, weight, bias = seen.flatten(0, 2).flatten(1), wide.weight(1).flatten(0, 1), wide.bias(1)
         if folded := training and self.norm == "batch":
-            weight, bias = layers.folded(rows, weight, *wide.normalization(1), self.eps)
-        h = layers.from_rows(rows, weight, bias)
+            weight, bias = layers.folded(x, weight, *wide.normalization(1), self.eps)
+        h = layers.from_rows(x, weight, bias)
         if normal := folded or self.norm in ("weight", "none"):
             h = F.relu_(h)  # while it is no view: in place on a view autograd copies
         h = h.view(*seen.shape[:3], -1).permute(0, 3, 1, 2)

@@ -43,7 +43,7 @@ def test_a_grouped_convolution_works_in_the_precision_of_autocast():
 def test_windows_times_kernels_are_a_convolution(width):
     x, w, b = torch.randn(3, 1, 6, 7), torch.randn(width, 6), torch.randn(width)
     geometry = {"stride": (2, 1), "padding": (1, 0)}
-    ours = (layers.windows(x, (3, 2), geometry) @ w.T + b).permute(0, 3, 1, 2)
+    ours = (layers.windows(x, (3, 2), **geometry).flatten(3) @ w.T + b).permute(0, 3, 1, 2)
     torchs = F.conv2d(x, w.view(width, 1, 3, 2), b, **geometry)
     torch.testing.assert_close(ours, torchs)
 

@@ -328,30 +328,39 @@ def test_weights_beyond_the_limit_turn_by_themselves(nesterov, times):
     assert float((w - old).norm()) == pytest.approx(2 * math.sin(expected / 2), abs=1e-6)
 
 
+def logits_along(data, net, rates, move):
+    """Logits of minibatches along a training; `move(t, rate, i, w, g)` steps layer i."""
+    torch.manual_seed(0)
+    model = net.module(data.shape, data.classes).double()
+    weights = [getattr(model, layer).weight for layer in net.layers]
+    x, y = data.x_train.double(), data.y_train
+    order, found = torch.Generator().manual_seed(0), []
+    for t, rate in enumerate(rates):
+        batch = torch.randint(len(x), (50,), generator=order)
+        logits = model(x[batch])
+        found.append(logits.detach())
+        grads = torch.autograd.grad(F.cross_entropy(logits, y[batch]), weights)
+        with torch.no_grad():
+            for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+                move(t, rate, i, w, g)
+    return torch.stack(found)
+
+
 @pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
 def test_decay_under_momentum_equals_a_growing_rate(data, mu):
     """With the right buffer to rounding over 200 steps; with a buffer of zero it is another."""
     net, lr, weight_decay, steps = nl.mlp(width=8, depth=2, eps=1e-30), 0.02, 0.1, 200
     total = 1 + mu - lr * weight_decay
     a = (total + math.sqrt(total**2 - 4 * mu)) / 2
-    x, y = data.x_train.double(), data.y_train
 
     def train(decay, rates, start):
-        torch.manual_seed(0)
-        model = net.module(data.shape, data.classes).double()
-        weights = [getattr(model, layer).weight for layer in net.layers]
-        buffers = [start * w.detach() for w in weights]
-        order, found = torch.Generator().manual_seed(0), []
-        for rate in rates:
-            batch = torch.randint(len(x), (50,), generator=order)
-            logits = model(x[batch])
-            found.append(logits.detach())
-            grads = torch.autograd.grad(F.cross_entropy(logits, y[batch]), weights)
-            with torch.no_grad():
-                for w, g, b in zip(weights, grads, buffers, strict=True):
-                    b.mul_(mu).add_(g + decay * w)
-                    w.sub_(rate * b)
-        return torch.stack(found)
+        buffers = {}
+
+        def move(t, rate, i, w, g):
+            buffer = buffers[i] = mu * buffers.get(i, start * w) + g + decay * w
+            w.sub_(rate * buffer)
+
+        return logits_along(data, net, rates, move)
 
     decayed = train(weight_decay, [lr] * steps, 0.0)
     rates = [lr * a ** (-2 * t - 1) for t in range(steps)]
@@ -481,23 +490,15 @@ def test_decay_balances_a_pair_at_twice_its_rate():
 def test_decay_under_momentum_and_any_schedule_equals_other_rates_and_momenta(data):
     net, mu, weight_decay, steps = nl.mlp(width=8, depth=2, eps=1e-30), 0.9, 0.05, 120
     lrs = 0.02 * (1.2 + np.sin(np.arange(steps) / 9))
-    x, y = data.x_train.double(), data.y_train
 
     def train(rates, momenta, decay):
-        torch.manual_seed(0)
-        model = net.module(data.shape, data.classes).double()
-        weights = [getattr(model, layer).weight for layer in net.layers]
-        moved = [torch.zeros_like(w) for w in weights]
-        order, found = torch.Generator().manual_seed(0), []
-        for rate, part in zip(rates, momenta, strict=True):
-            batch = torch.randint(len(x), (50,), generator=order)
-            logits = model(x[batch])
-            found.append(logits.detach())
-            grads = torch.autograd.grad(F.cross_entropy(logits, y[batch]), weights)
-            with torch.no_grad():
-                for w, g, d in zip(weights, grads, moved, strict=True):
-                    w.add_(d.mul_(part).sub_(rate * (g + decay * w)))
-        return torch.stack(found)
+        moved = {}
+
+        def move(t, rate, i, w, g):
+            moved[i] = momenta[t] * moved.get(i, 0.0) - rate * (g + decay * w)
+            w.add_(moved[i])
+
+        return logits_along(data, net, rates, move)
 
     momenta = np.append(0.0, mu * lrs[1:] / lrs[:-1])
     scale = [1.0, 1.0]

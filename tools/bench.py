@@ -30,7 +30,7 @@ import torch.nn.functional as F
 import normlib as nl
 from normlib.sweeps import training
 from normlib.sweeps.spec import DTYPES
-from normlib.sweeps.workers import keeping_memory
+from normlib.sweeps.workers import cores, keeping_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, MOMENTUM, BATCH = 0.03, 1e-3, 0.9, 100
@@ -78,7 +78,7 @@ def _part(spec, part, data, steps):
 
 def workers(net, data, k, steps, jobs=None):
     """The same in one process a core, as `nl.sweep` does it; starting them is not counted."""
-    jobs = jobs or joblib.cpu_count(only_physical_cores=False)
+    jobs = jobs or cores()
     spec, task = grid(net, data, k), joblib.delayed(_part)
     parts = list(spec.parts(min(32, math.ceil(k / jobs))))
     with joblib.Parallel(n_jobs=jobs) as parallel:
@@ -119,7 +119,7 @@ def _alone(net, x, y, steps):
 
 def processes(net, data, k, steps):
     """The plain loop in one process a core, one thread each; starting them is not counted."""
-    jobs = joblib.cpu_count(only_physical_cores=False)
+    jobs = cores()
     networks = jobs * max(1, min(2, k // jobs))
     with joblib.Parallel(n_jobs=jobs) as parallel:
         tasks = joblib.delayed(_alone)
@@ -270,24 +270,7 @@ def copying(megabytes=8):
     a = torch.zeros(megabytes * 2**18)
     b = torch.empty_like(a)
     with training.threads(1):
-        times = []
-        for _ in range(50):
-            start = time.perf_counter()
-            b.copy_(a)
-            times.append(time.perf_counter() - start)
-    return 2 * megabytes * 2**20 / statistics.median(times)
-
-
-def convolved(net, shape):
-    """Operations of the convolutions but the first, forward, one step and network."""
-    model, found = net.module(shape, 10), []
-    for layer in list(model)[1:]:
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.register_forward_hook(
-                lambda m, i, out: found.append(2 * m.weight[0].numel() * out.numel())
-            )
-    model(torch.zeros(BATCH, *shape))
-    return sum(found)
+        return 2 * megabytes * 2**20 / timed(lambda: b.copy_(a))
 
 
 # A reader's first result -------------------------------------------------------------------------
@@ -318,8 +301,8 @@ def importing(statement):
 # The floor ---------------------------------------------------------------------------------------
 
 
-def arithmetic(net, shape):
-    """Floating point operations of one step: forward, and twice that backward, less ∂/∂input."""
+def forward(net, shape):
+    """Floating point operations of each layer's products, one network and minibatch."""
     model, found = net.module(shape, 10), []
 
     def count(module, inputs, output):
@@ -330,22 +313,31 @@ def arithmetic(net, shape):
     for module in model:
         module.register_forward_hook(count)
     model(torch.zeros(BATCH, *shape))
+    return found
+
+
+def arithmetic(net, shape):
+    """Floating point operations of one step: forward, and twice that backward, less ∂/∂input."""
+    found = forward(net, shape)
     return 3 * sum(found) - found[0]
+
+
+def timed(action, times=20):
+    """Median time of an action, when it is warm."""
+    found = []
+    for _ in range(times + 5):
+        finish()
+        start = time.perf_counter()
+        action()
+        finish()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[5:])
 
 
 def matmul_speed(size=1024, device="cpu", dtype=torch.float32):
     """Floating point operations a second of large matrix products here, in single precision."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(5):
-        a @ b
-    times = []
-    for _ in range(20):
-        finish()
-        start = time.perf_counter()
-        a @ b
-        finish()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(times)
+    return 2 * size**3 / timed(lambda: a @ b)
 
 
 # Tables ------------------------------------------------------------------------------------------
@@ -639,8 +631,7 @@ def main():
          {n: run(sweep, nl.convnet(), random_images((1, 1, 40), n), 16, 80)
           for n in (1000, 4000, 16000)}),
     ]  # fmt: skip
-    cores = joblib.cpu_count(only_physical_cores=False)
-    several = {f"{n}": run(workers, nl.convnet(), data, 64, 80, jobs=n) for n in (1, cores)}
+    several = {f"{n}": run(workers, nl.convnet(), data, 64, 80, jobs=n) for n in (1, cores())}
     every = {
         f"every {n}": run(sweep, nl.convnet(), data, 32, 80, record_every=n) for n in (1, 10, 80)
     }
@@ -673,12 +664,12 @@ def main():
         say(f"| {group} | {part:.3f} | {100 * part / whole:.0f} % |")
     with training.threads(1):
         peak = matmul_speed()
-    forward = convolved(nl.convnet(), data.shape)
+    grouped = sum(forward(nl.convnet(), data.shape)[1:-1])  # neither the first nor the head
     say()
     say(f"One thread multiplies large matrices at {peak / 1e9:.0f} and copies 8 MB at "
         f"{copying() / 1e9:.0f} billion operations and bytes a second. The grouped convolutions go "
-        f"forward at {forward / parts['convolutions, forward'] / 1e6:.0f} and backward at "
-        f"{2 * forward / parts['convolutions, backward'] / 1e6:.0f} billion operations a "
+        f"forward at {grouped / parts['convolutions, forward'] / 1e6:.0f} and backward at "
+        f"{2 * grouped / parts['convolutions, backward'] / 1e6:.0f} billion operations a "
         f"second.")  # fmt: skip
     say()
     say(f"**The README's first example**, 45 networks, from the start of Python to the end: "
